@@ -1,0 +1,52 @@
+"""Losses of equation 1: one small class a loss, its formula in `__call__`, its paper named."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class AdversarialLoss(Protocol):
+    """`discriminator(real, fake)` and `generator(fake)` over patch logits, each a scalar."""
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor: ...
+
+    def generator(self, fake: Tensor) -> Tensor: ...
+
+
+class LSGAN:
+    """Least squares: Mao et al., ICCV 2017, equation 2 with a = 0, b = c = 1; halved for the discriminator as pix2pix does."""
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        return 0.5 * ((real - 1).square().mean() + fake.square().mean())
+
+    def generator(self, fake: Tensor) -> Tensor:
+        return (fake - 1).square().mean()
+
+
+class Hinge:
+    """Hinge: Lim and Ye, "Geometric GAN", 2017."""
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+
+    def generator(self, fake: Tensor) -> Tensor:
+        return -fake.mean()
+
+
+class Vanilla:
+    """Cross-entropy with the non-saturating generator: Goodfellow et al., NeurIPS 2014."""
+
+    def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
+        return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
+
+    def generator(self, fake: Tensor) -> Tensor:
+        return F.softplus(-fake).mean()
+
+
+def adversarial_loss(name: Literal["lsgan", "hinge", "vanilla"]) -> AdversarialLoss:
+    """The adversarial loss of that name."""
+    losses: dict[str, AdversarialLoss] = {"lsgan": LSGAN(), "hinge": Hinge(), "vanilla": Vanilla()}
+    return losses[name]

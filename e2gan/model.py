@@ -1,0 +1,184 @@
+"""The E2GAN generator and its discriminator.
+
+Paper: Gong et al., "E2GAN: Efficient Training of Efficient GANs for Image-to-Image Translation", ICML 2024, section
+4.2.1. The ResNet generator and the 70x70 PatchGAN are pix2pix's (Isola et al., CVPR 2017). Written anew, Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from e2gan.config import GeneratorConfig
+
+
+class Generator(nn.Module):
+    """Photo and prompt to edited photo.
+
+    forward(images, text): images `[n, 3, h, w]` in -1..1, h and w multiples of 8; text `[n, 77, 768]` or `[1, 77, 768]`
+    for one prompt over the batch, ignored without a transformer block. Returns `[n, 3, h, w]` in -1..1.
+    """
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config.channels
+        self.stem = nn.Conv2d(3, c, 7)
+        self.down1 = nn.Conv2d(c, 2 * c, 3, stride=2, padding=1)
+        self.down2 = nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1)
+        self.residual = nn.ModuleList(ResidualBlock(4 * c) for _ in range(config.residual_blocks))
+        self.transformer = (
+            TransformerBlock(4 * c, config.heads, config.text_width) if config.transformer else None
+        )
+        self.up1 = nn.ConvTranspose2d(4 * c, 2 * c, 3, stride=2, padding=1, output_padding=1)
+        self.up2 = nn.ConvTranspose2d(2 * c, c, 3, stride=2, padding=1, output_padding=1)
+        self.head = nn.Conv2d(c, 3, 7)
+        # A module of its own, never padding_mode="reflect": peft's convolution branches would not pad.
+        self.pad = nn.ReflectionPad2d(3)
+
+    def forward(self, images: Tensor, text: Tensor | None = None) -> Tensor:
+        x = F.relu(F.instance_norm(self.stem(self.pad(images))))  # [n, c, h, w]
+        x = F.relu(F.instance_norm(self.down1(x)))  # [n, 2c, h/2, w/2]
+        x = F.relu(F.instance_norm(self.down2(x)))  # [n, 4c, h/4, w/4]
+        for i, block in enumerate(self.residual):
+            x = block(x)
+            if i == 1 and self.transformer is not None:
+                assert text is not None, "a generator with a transformer block needs the prompt's embedding"
+                x = self.transformer(x, text)
+        x = F.relu(F.instance_norm(self.up1(x)))  # [n, 2c, h/2, w/2]
+        x = F.relu(F.instance_norm(self.up2(x)))  # [n, c, h, w]
+        return torch.tanh(self.head(self.pad(x)))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a skip: `[n, c, h, w]` to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3)
+        self.conv2 = nn.Conv2d(channels, channels, 3)
+        self.pad = nn.ReflectionPad2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(F.instance_norm(self.conv1(self.pad(x))))
+        out: Tensor = x + F.instance_norm(self.conv2(self.pad(y)))
+        return out
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention to the prompt and a GEGLU feed-forward at half the resolution.
+
+    `[n, c, h, w]` and text `[n, tokens, text_width]` to `[n, c, h, w]`.
+    """
+
+    def __init__(self, channels: int, heads: int, text_width: int) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.norm1 = nn.LayerNorm(channels)
+        self.self_attention = Attention(channels, channels, heads)
+        self.norm2 = nn.LayerNorm(channels)
+        self.cross_attention = Attention(channels, text_width, heads)
+        self.norm3 = nn.LayerNorm(channels)
+        self.feed_forward = FeedForward(channels)
+        self.up = nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        x = F.relu(F.instance_norm(self.down(x)))
+        n, c, h, w = x.shape
+        tokens = x.flatten(2).transpose(1, 2)  # [n, h*w, c]
+        y = self.norm1(tokens)
+        tokens = tokens + self.self_attention(y, y)
+        tokens = tokens + self.cross_attention(self.norm2(tokens), text.expand(n, -1, -1))
+        tokens = tokens + self.feed_forward(self.norm3(tokens))
+        x = tokens.transpose(1, 2).reshape(n, c, h, w)
+        return F.relu(F.instance_norm(self.up(x)))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `[n, queries, c]` over `[n, keys, context]`."""
+
+    def __init__(self, channels: int, context: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(channels, channels, bias=False)
+        self.k = nn.Linear(context, channels, bias=False)
+        self.v = nn.Linear(context, channels, bias=False)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        def split(t: Tensor) -> Tensor:  # [n, length, c] to [n, heads, length, c/heads]
+            return t.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+        y = F.scaled_dot_product_attention(split(self.q(x)), split(self.k(context)), split(self.v(context)))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """GEGLU (Shazeer, 2020): `[n, length, c]` through 4c and back."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 8 * channels)
+        self.out = nn.Linear(4 * channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        out: Tensor = self.out(value * F.gelu(gate))
+        return out
+
+
+class Discriminator(nn.Module):
+    """70x70 PatchGAN over source and target together (Isola et al., 2017, section 3.2.2).
+
+    forward(source, target): both `[n, 3, h, w]` in -1..1. Returns one logit a patch, `[n, 1, h/8 - 2, w/8 - 2]`.
+    """
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        c = channels
+        self.layers = nn.Sequential(
+            nn.Conv2d(6, c, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(c, 2 * c, 4, stride=2, padding=1),
+            nn.InstanceNorm2d(2 * c),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * c, 4 * c, 4, stride=2, padding=1),
+            nn.InstanceNorm2d(4 * c),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(4 * c, 8 * c, 4, padding=1),
+            nn.InstanceNorm2d(8 * c),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(8 * c, 1, 4, padding=1),
+        )
+
+    def forward(self, source: Tensor, target: Tensor) -> Tensor:
+        logits: Tensor = self.layers(torch.cat([source, target], dim=1))
+        return logits
+
+
+def build_generator(config: GeneratorConfig, *, seed: int) -> Generator:
+    """A generator with fresh weights that depend on config and seed alone, never on global random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        generator = Generator(config)
+        generator.apply(_init_convolution)
+    return generator
+
+
+def build_discriminator(channels: int, *, seed: int) -> Discriminator:
+    """A discriminator with fresh weights, seeded like `build_generator`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        discriminator = Discriminator(channels)
+        discriminator.apply(_init_convolution)
+    return discriminator
+
+
+def _init_convolution(module: nn.Module) -> None:
+    """pix2pix's N(0, 0.02) for convolutions; linear layers keep PyTorch's default."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
