@@ -1,8 +1,8 @@
 """How little of the base must be adapted: the doubling rank search (E2GAN, Algorithm 1 and appendix B.2).
 
-Every crucial layer starts at rank 1. A round trains, scores, then doubles every layer's rank up to that layer's
-threshold. The search ends when the score saturates or every layer is at its threshold, and the ranks of the best
-round are the concept's. New concepts use the layer-wise largest ranks over the searched concepts.
+Every crucial layer starts at rank 1. A round trains, scores, then doubles every layer's rank up to that
+layer's threshold. The search ends when the score saturates or every layer is at its threshold, and the ranks
+of the best round are the concept's. New concepts use the layer-wise largest ranks over the searched concepts.
 
 What a round does (train e epochs, measure the Fréchet distance) is the caller's; nothing here needs torch.
 """
@@ -20,7 +20,7 @@ Ranks = dict[str, int]
 
 @dataclass(frozen=True, kw_only=True)
 class RankRound:
-    """One round of the search: the ranks it trained with and the score it reached (finite, lower is better)."""
+    """One round: the ranks it trained with and the score it reached (finite, lower is better)."""
 
     ranks: Ranks
     score: float
@@ -29,9 +29,10 @@ class RankRound:
 def layer_threshold(kind: Literal["conv", "linear"], in_channels: int, out_channels: int) -> int:
     """The rank ceiling of one layer, from its size (appendix B.2, which gives values but no formula).
 
-    A rank-r factorisation of an `in x out` channel matrix has `r (in + out)` numbers. The ceiling is the rank at
-    which that reaches a sixteenth of the matrix, `in * out / (16 (in + out))`, rounded up to a power of two because
-    doubling from 1 reaches nothing else. A linear layer (attention, feed-forward) stays at 1, as in the paper.
+    A rank-r factorisation of an `in x out` channel matrix has `r (in + out)` numbers. The ceiling is the rank
+    at which that reaches a sixteenth of the matrix, `in * out / (16 (in + out))`, rounded up to a power of
+    two because doubling from 1 reaches nothing else. A linear layer (attention, feed-forward) stays at 1, as
+    in the paper.
 
     At the paper's widths: 3-64 -> 1, 64-128 -> 4, 128-256 -> 8, 256-256 -> 8. At half width: 1, 2, 4, 4.
 
@@ -67,18 +68,23 @@ def next_ranks(ranks: Mapping[str, int], thresholds: Mapping[str, int]) -> Ranks
     return doubled if doubled != ranks else None
 
 
-def finished(rounds: Sequence[RankRound], thresholds: Mapping[str, int], tolerance: float, patience: int) -> bool:
+def finished(
+    rounds: Sequence[RankRound], thresholds: Mapping[str, int], tolerance: float, patience: int
+) -> bool:
     """Whether the search ends after `rounds`: every layer at its threshold, or the score saturated.
 
-    Saturated means that the best of the last `patience` rounds improves on the best before them by no more than
-    `tolerance`, relative to the latter. It depends on nothing but its arguments, so it may be asked after a restart.
+    Saturated means that the best of the last `patience` rounds improves on the best before them by no more
+    than `tolerance`, relative to the latter. It depends on nothing but its arguments, so it may be asked
+    after a restart.
 
     Raises:
-        ValueError: the last round's layers are not those of `thresholds`, `tolerance` is negative, or `patience`
-            is below 1.
+        ValueError: the last round's layers are not those of `thresholds`, `tolerance` is negative, or
+            `patience` is below 1.
     """
     if tolerance < 0 or patience < 1:
-        raise ValueError(f"tolerance must be at least 0 and patience at least 1, not {tolerance} and {patience}")
+        raise ValueError(
+            f"tolerance must be at least 0 and patience at least 1, not {tolerance} and {patience}"
+        )
     if not rounds:
         return False
     if next_ranks(rounds[-1].ranks, thresholds) is None:
@@ -101,7 +107,8 @@ def rank_search(
     """Algorithm 1 for one concept: its rounds in order, those of `start` first and not evaluated again.
 
     Args:
-        evaluate: trains and scores the concept at the ranks given (a copy of its own); lower is better, finite.
+        evaluate: trains and scores the concept at the ranks given (a copy of its own); lower is better,
+            finite.
         thresholds: the highest rank of every crucial layer, at least 1 (see `layer_threshold`).
         tolerance, patience: the stop rule, see `finished`.
         start: rounds done before an interruption. Any prefix of a search, resumed, ends in the same list.
@@ -121,8 +128,8 @@ def rank_search(
     for done in start:
         if done.ranks != ranks:
             raise ValueError(
-                f"round {len(rounds) + 1} of the rank search to resume has ranks {done.ranks}, these thresholds "
-                f"lead to {ranks}; start the search afresh"
+                f"round {len(rounds) + 1} of the rank search to resume has ranks {done.ranks}, but these "
+                f"thresholds lead to {ranks}: start the search afresh"
             )
         _check(done)
         rounds.append(done)
@@ -160,10 +167,14 @@ def merge(searched: Iterable[Mapping[str, int]]) -> Ranks:
     for found in ranks:
         if found.keys() != ranks[0].keys():
             odd = min(found.keys() ^ ranks[0].keys())
-            raise ValueError(f"searches to merge must be over the same layers; {odd!r} is missing from one of them")
+            raise ValueError(
+                f"searches to merge must be over the same layers; {odd!r} is missing from one of them"
+            )
     return {layer: max(found[layer] for found in ranks) for layer in ranks[0]}
 
 
 def _check(done: RankRound) -> None:
     if not math.isfinite(done.score):
-        raise ValueError(f"the score at ranks {done.ranks} is {done.score}; a round's score must be a finite number")
+        raise ValueError(
+            f"the score at ranks {done.ranks} is {done.score}; a round's score must be a finite number"
+        )

@@ -1,8 +1,8 @@
-"""A concept's prompt as the text tokens of the cross-attention: float32 `[77, 768]` (E2GAN, section 4.1).
+"""A concept's prompt as the text tokens of the cross-attention: float32 `[77, 768]` (E2GAN, section 4.2.1).
 
-The paper's encoder is Stable Diffusion 1.5's, CLIP ViT-L/14. The embedded default needs no weights: it hashes words.
-A concept's embedding is constant, so it is computed once and stored with the adapter; adapters and their base must
-have used the same encoder, which is what an encoder's `name` is for.
+The paper's encoder is Stable Diffusion 1.5's, CLIP ViT-L/14. The embedded default needs no weights: it hashes
+words. A concept's embedding is constant, so it is computed once and stored with the adapter; adapters and
+their base must have used the same encoder, which is what an encoder's `name` is for.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class TextEncoder(Protocol):
         """What made the embedding, recorded beside it."""
 
     def __call__(self, prompt: str) -> Tensor:
-        """The prompt as float32 `[77, 768]`, values of standard deviation about 1; a long prompt loses its end.
+        """The prompt as float32 `[77, 768]`, standard deviation about 1; a long prompt loses its end.
 
         Raises:
             ValueError: the prompt is empty.
@@ -44,10 +44,10 @@ class TextEncoder(Protocol):
 class HashingTextEncoder:
     """The embedded encoder: every word is a fixed random vector, of its hash and its letters' n-grams.
 
-    Row 0 is a start token, then one row a word in prompt order with a little of its position mixed in. As in CLIP,
-    the remaining rows come from an end token that has seen the whole prompt: half is the end token's own vector,
-    half the sum of the words. So prompts that share words have similar embeddings, as do words that share letters
-    (`watercolor`, `watercolour`), and a change of words is felt in every row.
+    Row 0 is a start token, then one row a word in prompt order with a little of its position mixed in. As in
+    CLIP, the remaining rows come from an end token that has seen the whole prompt: half is the end token's
+    own vector, half the sum of the words. So prompts that share words have similar embeddings, as do words
+    that share letters (`watercolor`, `watercolour`), and a change of words is felt in every row.
 
     All vectors come from SHAKE-256 by integer arithmetic: equal on every machine, process and hash seed.
     """
@@ -79,23 +79,42 @@ class HashingTextEncoder:
 class ClipTextEncoder:
     """CLIP ViT-L/14's text model, its last hidden state, padded to 77 tokens as Stable Diffusion 1.5 does.
 
+    Its name holds the digest of its weights.
+
     Args:
-        path: a folder with the text model and its tokenizer, or a hub id such as `openai/clip-vit-large-patch14`.
+        path: a folder with the text model and its tokenizer, or a hub id such as
+            `openai/clip-vit-large-patch14`.
         download: let transformers fetch a hub id that is not in its cache. Off, nothing touches the network.
         device: where the model runs; embeddings come back on the CPU.
 
     Raises:
-        ValueError: transformers or the weights are not on this machine, or the model is not 77 tokens of width 768.
+        ValueError: transformers or the weights are not on this machine, or the model is not 77 tokens of
+            width 768.
     """
 
     def __init__(self, path: str | Path, *, download: bool = False, device: str = "cpu") -> None:
-        self.name = f"clip:{Path(path).name}"
-        self._model = load_clip("CLIPTextModel", path, download=download).to(device)
+        self._model = load_clip("CLIPTextModel", path, download=download)
         self._tokenizer = load_clip("CLIPTokenizer", path, download=download)
         self._device = device
-        shape = (self._model.config.max_position_embeddings, self._model.config.hidden_size)
-        if shape != (TOKENS, WIDTH):
-            raise ValueError(f"the text model {path} gives {shape} where the generator takes (77, 768): use ViT-L/14's")
+        config = self._model.config
+        if (config.max_position_embeddings, config.hidden_size) != (TOKENS, WIDTH):
+            raise ValueError(
+                f"the text model at {str(path)!r} gives {config.max_position_embeddings} tokens of width "
+                f"{config.hidden_size}, the generator takes 77 of 768: use that of CLIP ViT-L/14"
+            )
+        if len(self._tokenizer) != config.vocab_size:
+            # transformers makes up an empty tokenizer where its files are missing.
+            raise ValueError(
+                f"the tokenizer at {str(path)!r} has {len(self._tokenizer)} entries, the text model "
+                f"{config.vocab_size}: put tokenizer.json, or vocab.json and merges.txt, there"
+            )
+        # Named by the weights, not by the folder, which may differ from machine to machine; half precision,
+        # so that an fp16 copy has the same name.
+        weights = hashlib.sha256()
+        for parameter in self._model.parameters():
+            weights.update(parameter.half().numpy().tobytes())
+        self.name = f"clip-{weights.hexdigest()[:12]}"
+        self._model.to(device)
 
     @torch.no_grad()
     def __call__(self, prompt: str) -> Tensor:
@@ -125,7 +144,7 @@ class ClipTextEncoder:
 
 
 def load_clip(part: str, path: str | Path, *, download: bool) -> Any:
-    """Load one class of transformers (`CLIPTextModel`, `CLIPTokenizer`, ...) from a folder or the hub, in float32.
+    """Load one of transformers' CLIP classes, named by `part`, from a folder or the hub, in float32.
 
     Raises:
         ValueError: transformers is not installed, or the files are missing or are of another model.
@@ -174,12 +193,12 @@ def _word_vector(word: str) -> NDArray[np.float64]:
     """Half the word's own vector, half that of its 3- and 4-letter pieces; standard deviation about 1."""
     framed = f"<{word}>"
     pieces = [framed[i : i + n] for n in (3, 4) for i in range(len(framed) - n + 1)]
-    letters = sum((_hash_vector(f"piece:{piece}") for piece in pieces), np.zeros(WIDTH)) / math.sqrt(len(pieces))
-    return _mix(_hash_vector(f"word:{word}"), letters, 0.5)
+    letters = sum((_hash_vector(f"piece:{piece}") for piece in pieces), np.zeros(WIDTH))
+    return _mix(_hash_vector(f"word:{word}"), letters / math.sqrt(len(pieces)), 0.5)
 
 
 def _mix(a: NDArray[np.float64], b: NDArray[np.float64], share: float) -> NDArray[np.float64]:
-    """Two independent vectors of one standard deviation, mixed to the same; `share` is b's part of the variance."""
+    """Mix two independent vectors, keeping the standard deviation; `share` is b's part of the variance."""
     return math.sqrt(1 - share) * a + math.sqrt(share) * b
 
 

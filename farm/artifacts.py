@@ -1,0 +1,274 @@
+"""Artifacts: folders of the store that exist if and only if their `manifest.json` does.
+
+A stage describes what it will make in a `Spec`, before making it; the digest of that description names the
+folder. So the same command twice finds its work done, and a changed prompt rebuilds that concept and nothing
+else. The files are put first and the manifest last, by put-if-absent: a stage killed in between has made
+nothing, and runs again. The manifest holds every file's size and sha256, and readers check both.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from farm.errors import UserError
+from farm.store import NotFoundError, Store
+
+MANIFEST = "manifest.json"
+PACKAGES = (
+    "e2gan-farm",
+    "numpy",
+    "peft",
+    "pillow",
+    "ray",
+    "scikit-learn",
+    "torch",
+)  # those that shape results
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+class IntegrityError(UserError):
+    """The store holds something else than was put there; the sentence says what, where, and what to do."""
+
+
+def canonical_json(value: object) -> str:
+    """The one JSON text of a value: keys sorted, no spaces, no escapes. ValueError for NaN and infinities.
+
+    Numbers keep their type: 1 and 1.0 are different texts.
+    """
+    plain = json.loads(json.dumps(value, allow_nan=False))  # keys become strings before they are sorted
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def dump(document: BaseModel) -> bytes:
+    """The bytes of a document that people may read in the store. ValueError for NaN and infinities."""
+    plain = document.model_dump()
+    return (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def parse(kind: type[Document], data: bytes, *, store: Store, key: str, fix: str) -> Document:
+    """Read a document back; IntegrityError, whose sentence ends with `fix`, when it is not a valid one."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise IntegrityError(
+            f"{store.url}/{key} is damaged ({place}: {first['msg']}): {fix} and run again."
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What an artifact will be, known before it exists.
+
+    `version` is the stage's own: bump it to rebuild on purpose. `config` is the resolved configuration, as
+    JSON takes it; `inputs` maps names to the digests of the artifacts read. The folder is no part of the
+    digest.
+    """
+
+    stage: str
+    version: int
+    folder: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+    @cached_property
+    def digest(self) -> str:
+        """The first 128 bits, in hex, of the sha256 of everything that decides the content."""
+        identity = {
+            "stage": self.stage,
+            "version": self.version,
+            "config": dict(self.config),
+            "inputs": dict(self.inputs),
+            "seed": self.seed,
+        }
+        return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:32]
+
+    @property
+    def path(self) -> str:
+        """The artifact's folder in the store."""
+        return f"{self.folder}/{self.digest}"
+
+
+class FileEntry(BaseModel):
+    """A file of an artifact: its size in bytes and its sha256 in hex."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> "FileEntry":
+        return cls(size=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` says: the Spec it was made from, the files, what they cost, and a few facts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    version: int
+    path: str
+    digest: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    seed: int
+    files: dict[str, FileEntry]
+    packages: dict[str, str]
+    wall_seconds: float
+    device_seconds: float
+    created_at: str
+    summary: dict[str, Any]
+
+    @property
+    def spec(self) -> Spec:
+        """The Spec again; its path differs from the manifest's when somebody edited or moved the manifest."""
+        return Spec(
+            stage=self.stage,
+            version=self.version,
+            folder=self.path.rpartition("/")[0],
+            config=self.config,
+            inputs=self.inputs,
+            seed=self.seed,
+        )
+
+
+def find(store: Store, path: str) -> Manifest | None:
+    """The manifest of the artifact at `path`, None when there is no such artifact.
+
+    IntegrityError when the manifest is damaged, was edited, or belongs to another folder.
+    """
+    key = f"{path}/{MANIFEST}"
+    try:
+        data = store.get(key)
+    except NotFoundError:
+        return None
+    manifest = parse(Manifest, data, store=store, key=key, fix=f"delete the folder {path}")
+    if manifest.path != path or manifest.spec.path != path or manifest.spec.digest != manifest.digest:
+        raise IntegrityError(
+            f"{store.url}/{key} does not describe its folder: delete the folder {path} and run again."
+        )
+    return manifest
+
+
+def commit(
+    store: Store,
+    spec: Spec,
+    files: Mapping[str, bytes | None],
+    *,
+    wall_seconds: float,
+    device_seconds: float = 0.0,
+    summary: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Put the files, then the manifest that makes them an artifact.
+
+    A value of None stands for a file that a worker has already put under that name: it is read back and
+    hashed; NotFoundError when it is not there. When another process committed the same artifact first, its
+    manifest is returned. Two processes that made different bytes of one Spec at the same moment can leave
+    files of both; the later one then raises IntegrityError rather than vouch for them.
+    """
+    if MANIFEST in files:
+        raise ValueError(f"{MANIFEST} is written by commit, it cannot be one of the files")
+    if winner := find(store, spec.path):
+        return winner
+    entries = {}
+    for name, data in sorted(files.items()):
+        key = f"{spec.path}/{name}"
+        if data is None:
+            data = store.get(key)
+        else:
+            store.put(key, data)
+        entries[name] = FileEntry.of(data)
+    manifest = Manifest(
+        stage=spec.stage,
+        version=spec.version,
+        path=spec.path,
+        digest=spec.digest,
+        config=dict(spec.config),
+        inputs=dict(spec.inputs),
+        seed=spec.seed,
+        files=entries,
+        packages=_packages(),
+        wall_seconds=wall_seconds,
+        device_seconds=device_seconds,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        summary=dict(summary or {}),
+    )
+    if store.put_if_absent(f"{spec.path}/{MANIFEST}", dump(manifest)):
+        return manifest
+    artifact = open_artifact(store, spec.path)
+    for name in artifact.manifest.files:
+        artifact.read(name)
+    return artifact.manifest
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact, opened to read."""
+
+    store: Store
+    manifest: Manifest
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes, checked against the manifest.
+
+        KeyError for a name the manifest does not list; IntegrityError when the file is missing or changed.
+        """
+        expected = self.manifest.files[name]
+        path = self.manifest.path
+        try:
+            data = self.store.get(f"{path}/{name}")
+        except NotFoundError:
+            problem = "is missing"
+        else:
+            if FileEntry.of(data) == expected:
+                return data
+            problem = f"is not the file that was put there ({len(data)} bytes, {expected.size} expected)"
+        raise IntegrityError(
+            f"{self.store.url}/{path}/{name} {problem}: delete the folder {path} and run again."
+        )
+
+
+def open_artifact(store: Store, path: str) -> Artifact:
+    """Open the artifact at `path`; NotFoundError when there is none, IntegrityError as in `find`."""
+    manifest = find(store, path)
+    if manifest is None:
+        raise NotFoundError(f"{path}/{MANIFEST}", store.url)
+    return Artifact(store, manifest)
+
+
+def verify(store: Store, path: str) -> list[str]:
+    """Read every file the manifest lists and return what is wrong, a sentence each; empty when sound."""
+    try:
+        artifact = open_artifact(store, path)
+    except (NotFoundError, IntegrityError) as error:
+        return [str(error)]
+    problems = []
+    for name in artifact.manifest.files:
+        try:
+            artifact.read(name)
+        except IntegrityError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _packages() -> dict[str, str]:
+    """The versions of PACKAGES, less those not installed, as the farm itself in a folder Ray shipped."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

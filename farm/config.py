@@ -1,0 +1,233 @@
+"""One YAML file describes one farm: typed, unknown keys refused, every mistake one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from e2gan.config import AdapterConfig, GeneratorConfig, TrainConfig
+from farm.catalogue import Concept, Slug, find_concept
+from farm.errors import UserError
+from farm.sources import SourcesConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SelectionConfig(_Section):
+    """Similarity clustering of the training images (E2GAN section 4.2.3).
+
+    clusters: training images kept, one a cluster; all of them when left out.
+    embedding: `thumbnail` needs no weights; `clip` is the CLIP image encoder at `path` (a folder or a hub id).
+    """
+
+    clusters: int | None = Field(default=None, ge=1)
+    embedding: Literal["thumbnail", "clip"] = "thumbnail"
+    path: str | None = None
+
+
+class TextConfig(_Section):
+    """The prompt's encoder: `hashing` needs no weights; `clip` is CLIP ViT-L/14 at `path` (a folder or a hub id)."""
+
+    encoder: Literal["hashing", "clip"] = "hashing"
+    path: str | None = None
+
+
+class BaseConfig(_Section):
+    """The base: the concepts it learns, its training, and how many Ray Train workers share it."""
+
+    concepts: tuple[Slug, ...] = Field(min_length=1)
+    train: TrainConfig = TrainConfig()
+    workers: int = Field(default=1, ge=1)
+
+
+class RanksConfig(_Section):
+    """The doubling rank search (Algorithm 1) on sampled concepts.
+
+    train: one round's training. tolerance, patience: when the score counts as saturated (see `e2gan.ranks.finished`).
+    """
+
+    concepts: tuple[Slug, ...] = Field(min_length=1)
+    train: TrainConfig = TrainConfig(epochs=10)
+    tolerance: float = Field(default=0.01, ge=0)
+    patience: int = Field(default=1, ge=1)
+
+
+class AdaptersConfig(_Section):
+    """One adapter a concept: its training, LoRA's settings, and when it is good enough to publish.
+
+    max_l1_ratio: an adapter whose L1 to the teacher on the test split is more than this share of the untouched photo's
+        is kept but not published. max_attempts: tries before a concept is given up. lease_seconds: how long a worker
+        that fell silent keeps its concept.
+    """
+
+    train: TrainConfig = TrainConfig()
+    lora: AdapterConfig = AdapterConfig()
+    max_l1_ratio: float = Field(default=0.95, gt=0)
+    max_attempts: int = Field(default=2, ge=1)
+    lease_seconds: float = Field(default=300, gt=0)
+
+
+class EvaluationConfig(_Section):
+    """How adapters are judged. inception: file or folder of clean-fid's Inception weights; without it the Fréchet
+    distance is on untrained features and is called `fd_untrained`."""
+
+    inception: str | None = None
+
+
+class Resources(_Section):
+    """What one Ray worker of a stage takes. gpus: 0, a share such as 0.5 or 0.25 (1/N), or a whole number."""
+
+    cpus: int = Field(default=1, ge=1)
+    gpus: float = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _share(self) -> Resources:
+        share = self.gpus % 1
+        if share and (self.gpus > 1 or abs(1 / share - round(1 / share)) > 1e-6):
+            raise ValueError(f"gpus must be a whole number or 1/N, not {self.gpus:g}")
+        return self
+
+
+class ClusterConfig(_Section):
+    """Where the work runs.
+
+    address: a running Ray cluster (`auto`, `ray://…`); without it the one RAY_ADDRESS names, else one started here.
+    cpus: CPUs of a cluster started here; all of this machine's when left out.
+    """
+
+    address: str | None = None
+    cpus: int | None = Field(default=None, ge=1)
+    edit: Resources = Resources()
+    base: Resources = Resources()
+    ranks: Resources = Resources()
+    adapters: Resources = Resources()
+
+
+class ServeConfig(_Section):
+    """The endpoint. max_side: longest side of an edited photo in pixels. cache_mb: memory for merged adapters."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    max_side: int = Field(default=512, ge=64, le=4096)
+    max_body_mb: float = Field(default=10, gt=0)
+    cache_mb: int = Field(default=512, ge=1)
+
+
+class FarmConfig(_Section):
+    """A farm. store: folder or file:// address everything it makes lives in. seed: all others derive from it."""
+
+    name: Slug
+    store: str = Field(min_length=1)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    sources: SourcesConfig = SourcesConfig()
+    selection: SelectionConfig = SelectionConfig()
+    catalogue: tuple[Concept, ...] = Field(min_length=1)
+    text: TextConfig = TextConfig()
+    model: GeneratorConfig = GeneratorConfig()
+    base: BaseConfig
+    ranks: RanksConfig
+    adapters: AdaptersConfig = AdaptersConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    serve: ServeConfig = ServeConfig()
+
+    def concept(self, concept_id: str) -> Concept:
+        """The concept of that id; UserError when there is none."""
+        return find_concept(self.catalogue, concept_id, key="concept")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
+    """Read a farm's YAML, apply `key=value` overrides (keys dotted, values YAML) and check everything.
+
+    `catalogue` may be a list of concepts or the path of a YAML file that holds one.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or a key or value is wrong.
+    """
+    path = Path(path)
+    document = _read_yaml(path)
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: a farm's configuration is a mapping of keys, see configs/demo.yaml.")
+    for override in overrides:
+        _override(document, override)
+    if isinstance(document.get("catalogue"), str):
+        document["catalogue"] = _read_yaml(Path(document["catalogue"]))
+    try:
+        config = FarmConfig.model_validate(document)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_sentence(error)}") from error
+    _check_concepts(path, config)
+    return config
+
+
+def _check_concepts(path: Path, config: FarmConfig) -> None:
+    ids = [concept.id for concept in config.catalogue]
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise UserError(f"{path}: catalogue: the id {twice[0]!r} occurs twice; ids must be unique.")
+    for key, names in (("base.concepts", config.base.concepts), ("ranks.concepts", config.ranks.concepts)):
+        for name in names:
+            find_concept(config.catalogue, name, key=f"{path}: {key}")
+    both = sorted(set(config.base.concepts) & set(config.ranks.concepts))
+    if both:
+        raise UserError(f"{path}: ranks.concepts: {both[0]!r} is also in base.concepts; search ranks on concepts the base has not seen.")
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file such as configs/demo.yaml.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}: is not YAML{place}: {getattr(error, 'problem', None) or error}.") from error
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override}: write key=value, for example --set adapters.train.epochs=5.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override}: {text!r} is not a YAML value.") from error
+    *parents, last = key.split(".")
+    here: Any = document
+    for name in parents:
+        here = here[int(name)] if isinstance(here, list) and name.isdigit() and int(name) < len(here) else (
+            here.setdefault(name, {}) if isinstance(here, dict) else None
+        )
+    if isinstance(here, dict):
+        here[last] = value
+    elif isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = value
+    else:
+        raise UserError(f"--set {override}: the configuration has no place {key}.")
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first mistake as one sentence with its dotted key."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part not in ("procedural", "onnx"))
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        close = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
+        return f"unknown key {place}; " + (f"did you mean {close[0]}?" if close else "remove it, see configs/demo.yaml.")
+    if first["type"] in ("missing", "missing_keyword_only_argument"):
+        return f"the key {place} is missing."
+    given = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+    return f"{place}: {message}{given}."
+
+
+def _known_keys() -> set[str]:
+    """Every key a configuration can have, at any place."""
+    schema = FarmConfig.model_json_schema()
+    return {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}

@@ -1,0 +1,67 @@
+"""Progress on the terminal: live bars where there is one, a line every few seconds where the output is a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0
+
+
+class Bar(Protocol):
+    """One bar: what is done, of how much, and a few words about it."""
+
+    def update(self, done: int, total: int, note: str = "") -> None: ...
+
+
+class Screen:
+    """Where a run shows how far it is (standard error, so that standard output stays for results)."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    def say(self, line: str) -> None:
+        """One line above the bars."""
+        self.console.print(line, highlight=False)
+
+    @contextmanager
+    def bar(self, name: str) -> Iterator[Bar]:
+        """A bar that stays on the screen when it is done."""
+        if not self.console.is_terminal:
+            yield _Lines(self, name)
+            return
+        columns = (
+            TextColumn(f"{name:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(name, total=None, note="")
+
+            class Live:
+                def update(self, done: int, total: int, note: str = "") -> None:
+                    progress.update(task, completed=done, total=total, note=note)
+
+            yield Live()
+
+
+class _Lines:
+    def __init__(self, screen: Screen, name: str) -> None:
+        self._screen = screen
+        self._name = name
+        self._started = time.monotonic()
+        self._last = 0.0
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self._last >= LINE_SECONDS or (done == total and self._last >= 0):
+            self._last = now if done < total else -1.0
+            self._screen.say(f"{self._name:<10} {done}/{total}  {now - self._started:.0f} s  {note}".rstrip())

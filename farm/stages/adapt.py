@@ -1,0 +1,101 @@
+"""One concept's adapter: trained on its edits, judged on the test split, committed, published if good enough."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+import safetensors.torch
+import torch
+
+from e2gan.infer import adapted_generator, base_generator
+from e2gan.lora import attach, extract, load, new_adapter, save
+from e2gan.metrics import Scores
+from e2gan.train import ConceptPairs, Progress, train
+from farm.artifacts import Manifest, commit, open_artifact
+from farm.plan import Plan
+from farm.registry import Entry, Registry
+from farm.stages.edit import edited_pairs
+from farm.stages.judge import judge, picture_sheet, spread, text_embedding
+from farm.stages.pretrain import read_base
+from farm.stages.ranks import read_ranks
+from farm.store import Store
+
+
+def adapt(
+    store: Store,
+    plan: Plan,
+    concept_id: str,
+    *,
+    device: str | torch.device = "cpu",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Manifest:
+    """Commit `adapters/<concept>/<digest>`, judged as it is published: in fp16, merged into the base.
+
+    Files: `adapter_model.safetensors` and `adapter_config.json` in peft's format, `text.safetensors`, `metrics.json`,
+    `preview.webp` (rows: photos, teacher, adapter), `README.md`.
+    """
+    started = time.monotonic()
+    config = plan.config
+    spec = plan.adapter(concept_id)
+    concept = config.concept(concept_id)
+    model, weights = read_base(store, plan.base.path)
+    text = text_embedding(config, concept.prompt)
+    seed = plan.seed("adapter", concept_id)
+
+    generator = base_generator(model, {name: tensor.clone() for name, tensor in weights.items()})
+    attach(generator, new_adapter(generator, read_ranks(store, plan), scale=config.adapters.lora.scale, seed=seed))
+    pairs = edited_pairs(store, plan, concept_id, "train")
+    losses: list[dict[str, float]] = []
+
+    def progress(done: Progress) -> None:
+        losses.append({"step": done.step, **done.losses})
+        if on_progress:
+            on_progress(done)
+
+    concept_pairs = ConceptPairs(concept=concept_id, text=text, pairs=pairs)
+    train(generator, [concept_pairs], config.adapters.train, seed=seed, device=device, on_progress=progress)
+
+    files: dict[str, bytes | None] = dict(save(extract(generator), base=plan.base.digest))
+    stored = {name: data for name, data in files.items() if data is not None}
+    student = adapted_generator(model, weights, load(stored, base=plan.base.digest))
+    scores, pictures = judge(store, plan, concept_id, student, text)
+    files["text.safetensors"] = safetensors.torch.save({"text": text})
+    files["metrics.json"] = (json.dumps(scores, indent=1) + "\n").encode()
+    files["preview.webp"] = picture_sheet(spread(pictures, 6))
+    files["README.md"] = _card(plan, concept_id, scores).encode()
+    seconds = time.monotonic() - started
+    summary = {"metrics": scores, "losses": losses, "pairs": len(pairs)}
+    return commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
+
+
+def publish(store: Store, plan: Plan, concept_id: str) -> Entry | None:
+    """Point the registry at the concept's adapter; None where it is not good enough (`adapters.max_l1_ratio`)."""
+    spec = plan.adapter(concept_id)
+    scores: Scores = json.loads(open_artifact(store, spec.path).read("metrics.json"))
+    if scores["l1"] > plan.config.adapters.max_l1_ratio * scores["l1_untouched"]:
+        return None
+    return Registry(store).publish(
+        concept_id, adapter=spec.path, digest=spec.digest, base=plan.base.digest, metrics=dict(scores)
+    )
+
+
+def _card(plan: Plan, concept_id: str, scores: Scores) -> str:
+    """The adapter's model card."""
+    concept = plan.config.concept(concept_id)
+    distances = ", ".join(f"{name} {value:.3f}" for name, value in scores["frechet"].items())
+    return f"""---
+library_name: peft
+base_model: {plan.base.digest}
+tags: [e2gan, lora, image-to-image]
+---
+# {concept.id}
+
+{concept.prompt} ({concept.domain}), learned from the `{concept.editor.kind}` teacher. A LoRA adapter in peft's format for
+the E2GAN base `{plan.base.digest}`; read it with `e2gan.lora.load`, which registers LoRA on transposed convolutions.
+
+On {scores["n"]} test images (values in -1..1): L1 to the teacher {scores["l1"]:.3f} (untouched photo
+{scores["l1_untouched"]:.3f}), PSNR {scores["psnr"]:.2f} dB, SSIM {scores["ssim"]:.3f}, {distances}.
+`preview.webp` shows photos, the teacher's edits and the adapter's.
+"""
