@@ -27,7 +27,12 @@ class GeneratorConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        if self.channels < 1 or (4 * self.channels) % self.heads:
+        for name in ("channels", "heads", "text_tokens", "text_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.residual_blocks < 0:
+            raise ValueError(f"residual_blocks must be at least 0, not {self.residual_blocks}")
+        if self.transformer and (4 * self.channels) % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide four times channels ({self.channels})")
         if self.transformer and self.residual_blocks < 2:
             raise ValueError("residual_blocks must be at least 2: the transformer block follows the second one")
@@ -45,7 +50,8 @@ class TrainConfig:
     epochs: passes over the pairs. batch_size: pairs a step.
     learning_rate: Adam's initial rate; discriminator_learning_rate: the same where it is None.
     schedule: `constant`, `linear` (held for the first half, then linearly to zero) or `cosine`.
-    l1_weight: lambda of equation 1. adversarial_weight: weight of the adversarial loss, 0 trains without discriminator.
+    l1_weight: lambda of equation 1.
+    adversarial_weight: weight of the adversarial loss, 0 trains without discriminator.
     adversarial_start: fraction of the run after which the adversarial loss joins, 0..1.
     flip: mirror source and target of half the pairs, drawn anew each time.
     precision: `auto` is bf16 autocast where the device computes in bf16, else fp32.
@@ -71,8 +77,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "discriminator_channels", "checkpoint_every"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # refuses nan too
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.discriminator_learning_rate is not None and not self.discriminator_learning_rate > 0:
+            raise ValueError(f"discriminator_learning_rate must be above 0, not {self.discriminator_learning_rate}")
+        for name in ("l1_weight", "adversarial_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.adversarial_start <= 1:
             raise ValueError(f"adversarial_start is a fraction of the run, 0..1, not {self.adversarial_start}")
 
@@ -81,9 +92,14 @@ class TrainConfig:
 class AdapterConfig:
     """How LoRA is attached (section 4.2.2).
 
-    scale: factor on the low-rank update, peft's alpha over rank; constant over ranks, so growing a rank keeps the update.
+    scale: factor on the low-rank update, peft's alpha over rank; constant over ranks, so growing a rank keeps the
+        update.
     """
 
     scale: float = 1.0
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ValueError(f"scale must be above 0, not {self.scale}")

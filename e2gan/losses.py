@@ -17,7 +17,10 @@ class AdversarialLoss(Protocol):
 
 
 class LSGAN:
-    """Least squares: Mao et al., ICCV 2017, equation 2 with a = 0, b = c = 1; halved for the discriminator as pix2pix does."""
+    """Least squares: Mao et al., ICCV 2017, equation 2 with a = 0, b = c = 1.
+
+    Halved for the discriminator, as pix2pix does.
+    """
 
     def discriminator(self, real: Tensor, fake: Tensor) -> Tensor:
         return 0.5 * ((real - 1).square().mean() + fake.square().mean())

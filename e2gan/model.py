@@ -1,7 +1,8 @@
 """The E2GAN generator and its discriminator.
 
-Paper: Gong et al., "E2GAN: Efficient Training of Efficient GANs for Image-to-Image Translation", ICML 2024, section
-4.2.1. The ResNet generator and the 70x70 PatchGAN are pix2pix's (Isola et al., CVPR 2017). Written anew, Apache-2.0.
+Paper: Gong et al., "E2GAN: Efficient Training of Efficient GANs for Image-to-Image Translation", ICML 2024,
+section 4.2.1. The ResNet generator and the 70x70 PatchGAN are pix2pix's (Isola et al., CVPR 2017). Written anew,
+Apache-2.0.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from e2gan.config import GeneratorConfig
 class Generator(nn.Module):
     """Photo and prompt to edited photo.
 
-    forward(images, text): images `[n, 3, h, w]` in -1..1, h and w multiples of 8; text `[n, 77, 768]` or `[1, 77, 768]`
-    for one prompt over the batch, ignored without a transformer block. Returns `[n, 3, h, w]` in -1..1.
+    forward(images, text): images `[n, 3, h, w]` in -1..1, h and w multiples of 8 and at least 16; text `[n, 77, 768]`,
+    or `[1, 77, 768]` for one prompt over the batch, ignored without a transformer block. Returns `[n, 3, h, w]` in
+    -1..1.
     """
 
     def __init__(self, config: GeneratorConfig) -> None:
@@ -28,9 +30,7 @@ class Generator(nn.Module):
         self.down1 = nn.Conv2d(c, 2 * c, 3, stride=2, padding=1)
         self.down2 = nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1)
         self.residual = nn.ModuleList(ResidualBlock(4 * c) for _ in range(config.residual_blocks))
-        self.transformer = (
-            TransformerBlock(4 * c, config.heads, config.text_width) if config.transformer else None
-        )
+        self.transformer = TransformerBlock(4 * c, config.heads, config.text_width) if config.transformer else None
         self.up1 = nn.ConvTranspose2d(4 * c, 2 * c, 3, stride=2, padding=1, output_padding=1)
         self.up2 = nn.ConvTranspose2d(2 * c, c, 3, stride=2, padding=1, output_padding=1)
         self.head = nn.Conv2d(c, 3, 7)
@@ -67,7 +67,10 @@ class ResidualBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the prompt and a GEGLU feed-forward at half the resolution.
+    """Self-attention, cross-attention to the prompt and a GEGLU feed-forward at half the resolution, around a skip.
+
+    The paper does not say whether the block has a skip. Without one every detail must pass an eighth of the image's
+    side, where the channels are fewer than the pixels they stand for, and the output is blurred.
 
     `[n, c, h, w]` and text `[n, tokens, text_width]` to `[n, c, h, w]`.
     """
@@ -84,15 +87,16 @@ class TransformerBlock(nn.Module):
         self.up = nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        x = F.relu(F.instance_norm(self.down(x)))
-        n, c, h, w = x.shape
-        tokens = x.flatten(2).transpose(1, 2)  # [n, h*w, c]
+        y = F.relu(F.instance_norm(self.down(x)))
+        n, c, h, w = y.shape
+        tokens = y.flatten(2).transpose(1, 2)  # [n, h*w, c]
         y = self.norm1(tokens)
         tokens = tokens + self.self_attention(y, y)
         tokens = tokens + self.cross_attention(self.norm2(tokens), text.expand(n, -1, -1))
         tokens = tokens + self.feed_forward(self.norm3(tokens))
-        x = tokens.transpose(1, 2).reshape(n, c, h, w)
-        return F.relu(F.instance_norm(self.up(x)))
+        y = tokens.transpose(1, 2).reshape(n, c, h, w)
+        out: Tensor = x + F.instance_norm(self.up(y))
+        return out
 
 
 class Attention(nn.Module):
@@ -108,7 +112,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         def split(t: Tensor) -> Tensor:  # [n, length, c] to [n, heads, length, c/heads]
-            return t.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            n, length, c = t.shape
+            return t.view(n, length, self.heads, c // self.heads).transpose(1, 2)
 
         y = F.scaled_dot_product_attention(split(self.q(x)), split(self.k(context)), split(self.v(context)))
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
@@ -132,7 +137,8 @@ class FeedForward(nn.Module):
 class Discriminator(nn.Module):
     """70x70 PatchGAN over source and target together (Isola et al., 2017, section 3.2.2).
 
-    forward(source, target): both `[n, 3, h, w]` in -1..1. Returns one logit a patch, `[n, 1, h/8 - 2, w/8 - 2]`.
+    forward(source, target): both `[n, 3, h, w]` in -1..1, h and w at least 24. Returns one logit a patch,
+    `[n, 1, h/8 - 2, w/8 - 2]`.
     """
 
     def __init__(self, channels: int = 64) -> None:

@@ -1,7 +1,7 @@
 """Image tables and image pairs.
 
-A table of images is a Parquet file with the columns `id` (string) and `image` (PNG bytes), so that pandas, DuckDB
-or a dataset viewer can open it. A concept's pairs are the rows of source and edit tables that share an id.
+A table of images is a Parquet file with the columns `id` (string) and `image` (PNG bytes), so that pandas,
+DuckDB or a dataset viewer can open it. A concept's pairs are the rows of source and edit tables that share an id.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_table(data: bytes) -> dict[str, Image]:
             row_id: np.asarray(PILImage.open(io.BytesIO(image)).convert("RGB"))
             for row_id, image in zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True)
         }
-    except (pa.ArrowInvalid, KeyError, OSError) as error:
+    except (pa.ArrowException, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"not a Parquet table of images with columns id and image: {error}") from error
 
 

@@ -67,21 +67,27 @@ def train(
     """Train the generator in place and return the mean losses of the last steps.
 
     Args:
-        checkpoint: bytes `on_checkpoint` was given in an earlier call with the same arguments; training goes on there.
+        checkpoint: bytes `on_checkpoint` was given in an earlier call with the same arguments; training goes on
+            there.
         on_checkpoint: called with step and bytes every `config.checkpoint_every` steps.
-        data_parallel: wraps a module so that gradients are averaged over workers (DDP); each of `worker` = (rank,
-            world size) then takes its share of every batch.
+        data_parallel: wraps a module so that gradients are averaged over workers (DDP); each of `worker` =
+            (rank, world size) then takes its share of every batch.
 
     Raises:
-        ValueError: no pairs, images whose sides are not multiples of 8, a checkpoint of another run.
+        ValueError: no pairs, images of unlike sizes or with sides that are not multiples of 8 (with a discriminator
+            at least 24), a checkpoint of another run.
         DivergedError: a loss is no longer finite; the sentence names the step.
     """
     # Data: every image stays on the device as uint8; a batch is an indexed read without a host round trip.
-    if not concepts:
-        raise ValueError("nothing to train on: no concept was given")
+    if not concepts or not all(len(c.pairs) for c in concepts):
+        raise ValueError("nothing to train on: no concept was given, or one without pairs")
     shapes = {c.pairs.source.shape[1:] for c in concepts}
     if len(shapes) != 1:
         raise ValueError(f"all concepts must have images of one size, these have {sorted(map(tuple, shapes))}")
+    adversarial = config.adversarial_weight > 0
+    sides, smallest = shapes.pop()[1:], 24 if adversarial else 16
+    if any(side % 8 or side < smallest for side in sides):
+        raise ValueError(f"images must have sides that are multiples of 8 and at least {smallest}, not {tuple(sides)}")
     device = torch.device(device)
     source = torch.cat([c.pairs.source for c in concepts]).to(device)
     target = torch.cat([c.pairs.target for c in concepts]).to(device)
@@ -91,13 +97,13 @@ def train(
 
     # Networks and optimisers.
     generator.to(device).train()
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # slower on the CPU: bench/train.py
-    generator.to(memory_format=layout)  # type: ignore[call-overload]
+    # channels_last trains slower on the CPU: bench/train.py
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    generator.to(memory_format=layout)
     parameters = {name: p for name, p in generator.named_parameters() if p.requires_grad}
     assert parameters, "no weight of the generator requires a gradient"
     generator_optimizer = torch.optim.Adam(parameters.values(), config.learning_rate, config.betas, fused=True)
-    networks: dict[str, tuple[dict[str, nn.Parameter], torch.optim.Adam]] = {"generator": (parameters, generator_optimizer)}
-    adversarial = config.adversarial_weight > 0
+    networks: _Networks = {"generator": (parameters, generator_optimizer)}
     if adversarial:
         discriminator: nn.Module = build_discriminator(config.discriminator_channels, seed=seed).to(device)
         weights = dict(discriminator.named_parameters())
@@ -108,14 +114,19 @@ def train(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config, device))
 
     # Resume.
-    identity = {"config": asdict(config), "seed": seed, "steps": steps, "concepts": [c.concept for c in concepts]}
+    identity = {
+        "config": asdict(config),
+        "seed": seed,
+        "steps": steps,
+        "concepts": [c.concept for c in concepts],
+    }
     first_step = 0 if checkpoint is None else _restore(checkpoint, identity, networks)
     edit = data_parallel(generator) if data_parallel else generator
-    judge = data_parallel(discriminator) if data_parallel and adversarial else (discriminator if adversarial else None)
+    if adversarial:
+        judge = data_parallel(discriminator) if data_parallel else discriminator
 
     rank, world = worker
-    losses: dict[str, Tensor] = {}
-    seen = 0
+    losses: dict[str, list[Tensor]] = {}
     means: dict[str, float] = {}
     for step in range(first_step, steps):
         for _, optimizer in networks.values():
@@ -137,14 +148,13 @@ def train(
         loss = config.l1_weight * now["l1"]
 
         if adversarial and step >= config.adversarial_start * steps:
-            assert judge is not None
             # Discriminator: real pairs against edited ones.
             discriminator_optimizer.zero_grad()
             with autocast:
                 logits = judge(photo.repeat(2, 1, 1, 1), torch.cat([wanted, edited.detach()]))
             real, fake = logits.float().chunk(2)
             now["discriminator"] = gan.discriminator(real, fake)
-            now["discriminator"].backward()
+            now["discriminator"].backward()  # type: ignore[no-untyped-call]
             discriminator_optimizer.step()
             # Generator against the discriminator just updated.
             discriminator.requires_grad_(False)
@@ -155,19 +165,21 @@ def train(
             loss = loss + config.adversarial_weight * now["adversarial"]
 
         generator_optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         generator_optimizer.step()
 
         # Report and checkpoint: the only places where the host waits for the device.
-        losses = {name: losses.get(name, 0) + value.detach() for name, value in now.items()}
-        seen += 1
+        for name, value in now.items():
+            losses.setdefault(name, []).append(value.detach())
         done = step + 1
         if done % progress_every == 0 or done == steps or done % config.checkpoint_every == 0:
-            means = {name: float(value) / seen for name, value in losses.items()}
-            losses, seen = {}, 0
+            means = {name: float(torch.stack(values).mean()) for name, values in losses.items()}
+            losses = {}
             broken = [name for name, value in means.items() if not math.isfinite(value)]
             if broken:
-                raise DivergedError(f"training diverged by step {done} of {steps}: loss {broken[0]} is not finite; lower learning_rate")
+                raise DivergedError(
+                    f"training diverged by step {done} of {steps}: loss {broken[0]} is not finite; lower learning_rate"
+                )
             if on_progress:
                 on_progress(Progress(step=done, steps=steps, losses=means))
         if on_checkpoint and done % config.checkpoint_every == 0 and done < steps:
@@ -177,12 +189,12 @@ def train(
 
 
 def uses_bf16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether the forward passes run in bf16 autocast: asked for, or `auto` on a device that computes in bf16."""
+    """Whether forward passes run in bf16 autocast: asked for, or `auto` on a device that computes in bf16."""
     if config.precision != "auto":
         return config.precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def rate_factor(config: TrainConfig, done: float) -> float:
@@ -239,30 +251,37 @@ _Networks = dict[str, tuple[dict[str, nn.Parameter], torch.optim.Adam]]
 
 
 def _checkpoint(step: int, identity: dict[str, object], networks: _Networks) -> bytes:
-    """All trained weights with both Adam moments as safetensors; step and identity in its metadata."""
+    """All trained weights with both Adam moments as safetensors; step and identity in its metadata.
+
+    Under one key, because safetensors writes several in an order that changes from call to call.
+    """
     tensors = {}
     for network, (parameters, optimizer) in networks.items():
         for name, parameter in parameters.items():
             tensors[f"{network}/{name}"] = parameter.detach().contiguous()
             for moment, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"{network}/{name}/{moment}"] = value.contiguous()
-    return safetensors.torch.save(tensors, {"step": str(step), "identity": json.dumps(identity, sort_keys=True)})
+    return safetensors.torch.save(tensors, {"training": json.dumps({"step": step, "identity": identity})})
 
 
 def _restore(checkpoint: bytes, identity: dict[str, object], networks: _Networks) -> int:
     try:
-        header = json.loads(checkpoint[8 : 8 + int.from_bytes(checkpoint[:8], "little")])["__metadata__"]
         tensors = safetensors.torch.load(checkpoint)
+        header = json.loads(checkpoint[8 : 8 + int.from_bytes(checkpoint[:8], "little")])["__metadata__"]
+        training = json.loads(header["training"])
     except (ValueError, KeyError, safetensors.SafetensorError) as error:
         raise ValueError(f"not a training checkpoint: {error!r}") from error
-    if header["identity"] != json.dumps(identity, sort_keys=True):
+    if training["identity"] != json.loads(json.dumps(identity)):  # a tuple comes back as a list
         raise ValueError("this checkpoint belongs to another training run: its configuration, seed or concepts differ")
     for network, (parameters, optimizer) in networks.items():
         for name, parameter in parameters.items():
+            saved = tensors.get(f"{network}/{name}")
+            if saved is None or saved.shape != parameter.shape:
+                raise ValueError(f"this checkpoint belongs to another network: {network} {name} differs")
             with torch.no_grad():
-                parameter.copy_(tensors[f"{network}/{name}"])
+                parameter.copy_(saved)
             for moment in ("step", "exp_avg", "exp_avg_sq"):
                 key = f"{network}/{name}/{moment}"
                 if key in tensors:  # absent where this network had not been updated yet
                     optimizer.state[parameter][moment] = tensors[key].to(parameter.device)
-    return int(header["step"])
+    return int(training["step"])

@@ -35,7 +35,9 @@ def find_concept(concepts: Sequence[Concept], concept_id: str, *, key: str) -> C
     for concept in concepts:
         if concept.id == concept_id:
             return concept
-    raise UserError(f"{key}: there is no concept {concept_id!r} in the catalogue; {near(concept_id, [c.id for c in concepts])}")
+    raise UserError(
+        f"{key}: there is no concept {concept_id!r} in the catalogue; {near(concept_id, [c.id for c in concepts])}"
+    )
 
 
 def near(word: str, words: Iterable[str]) -> str:

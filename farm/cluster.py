@@ -19,7 +19,7 @@ from farm.config import ClusterConfig, Resources
 from farm.errors import UserError
 from farm.plan import Plan
 from farm.progress import Bar
-from farm.queue import Lease, Queue, owner_name
+from farm.queue import Lease, LeaseLostError, Queue, owner_name
 from farm.stages import adapt, edit, pretrain, ranks
 from farm.store import LocalStore, Store
 
@@ -41,6 +41,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a table even at verbose=0
     # Ray 2.60 warns at every start that it will stop hiding GPUs from workers that asked for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = config.address or os.environ.get("RAY_ADDRESS")
@@ -51,7 +52,9 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         else:
             ray.init(address="local", num_cpus=config.cpus or os.cpu_count(), include_dashboard=False, **quiet)
     except ConnectionError as error:
-        raise UserError(f"cluster.address: no Ray cluster answers at {address}; start one with `ray start --head`.") from error
+        raise UserError(
+            f"cluster.address: no Ray cluster answers at {address}; start one with `ray start --head`."
+        ) from error
     with suppress(FileNotFoundError):  # Ray writes its token readable by everyone
         (Path.home() / ".ray" / "auth_token").chmod(0o600)
     try:
@@ -69,7 +72,7 @@ def preflight(config: ClusterConfig) -> None:
     """
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     for stage in ("edit", "base", "ranks", "adapters"):
         wanted: Resources = getattr(config, stage)
         for key, ray_name, amount in (("cpus", "CPU", wanted.cpus), ("gpus", "GPU", wanted.gpus)):
@@ -218,17 +221,12 @@ def search_ranks(store: Store, plan: Plan, bar: Bar) -> None:
                     failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
                 ),
             )
-        results = tuner.fit()
+        results: Any = tuner.fit()
     for error in results.errors:
         raise _user_error(error) or error
     searched = {result.config["concept"]: [RankRound(**r) for r in result.metrics["rounds"]] for result in results}
     ranks.commit_ranks(store, plan, searched, wall_seconds=time.monotonic() - started)
     _clear(scratch / name)
-
-
-def adapter_queue(store: Store) -> Queue:
-    """The farm's queue of adapters to train."""
-    return Queue(store, "adapters")
 
 
 def train_adapters(
@@ -245,11 +243,16 @@ def train_adapters(
     resources = plan.config.cluster.adapters
     remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0)(_adapt)
     shared = ray.put(plan)
-    queue, owner = adapter_queue(store), owner_name()
-    keys = {_queue_key(plan, concept_id): concept_id for concept_id in concept_ids}
+    queue, owner = Queue(store, "adapters"), owner_name()
+    keys = {plan.adapter_key(concept_id): concept_id for concept_id in concept_ids}
+    given_up = {item.key for item in queue.failed()}
     for key, concept_id in keys.items():
-        queue.retry(key) if key in {item.key for item in queue.failed()} else queue.enqueue(key, {"concept": concept_id})
+        if key in given_up:
+            queue.retry(key)
+        else:
+            queue.enqueue(key, {"concept": concept_id})
     failures: dict[str, Failure] = {}
+    slots = _slots(resources)
     running: dict[Any, Lease] = {}
     renewed = time.monotonic()
     total = len(keys)
@@ -264,11 +267,8 @@ def train_adapters(
     with _board(show) as tell:
         remaining = set(keys)
         while remaining:
-            while len(running) < _slots(resources) and (lease := queue.lease(owner, config.lease_seconds)):
-                concept_id = keys.get(lease.item.key)
-                if concept_id is None:  # an item of another configuration: not ours to judge or to run
-                    queue.release(lease)
-                    break
+            while len(running) < slots and (lease := queue.lease(owner, config.lease_seconds, among=remaining)):
+                concept_id = keys[lease.item.key]
                 running[remote.remote(store, shared, concept_id, tell(concept_id))] = lease
             for done in ray.wait(list(running), timeout=POLL_SECONDS)[0] if running else ():
                 lease = running.pop(done)
@@ -277,17 +277,22 @@ def train_adapters(
                     ray.get(done)
                 except Exception as error:  # one concept's failure, whatever it is, must not stop the others
                     failure = _failure(error)
-                    attempts = 1 if failure.traceback is None else config.max_attempts  # a user's mistake stays one
+                    # A user's mistake stays one however often it is tried.
+                    attempts = 1 if failure.traceback is None else config.max_attempts
                     if queue.fail(lease, failure.traceback or failure.message, attempts):
                         failures[concept_id] = failure
                         remaining.discard(lease.item.key)
                 else:
-                    queue.ack(lease)
+                    with suppress(
+                        LeaseLostError
+                    ):  # taken from us while we were silent: the adapter is there all the same
+                        queue.ack(lease)
                     remaining.discard(lease.item.key)
                     on_done(concept_id)
             if time.monotonic() - renewed > config.lease_seconds / 3:
                 for lease in running.values():
-                    queue.renew(lease)
+                    with suppress(LeaseLostError):
+                        queue.renew(lease)
                 renewed = time.monotonic()
             if not running:
                 # What is left is leased by another driver: wait for it to finish or to fall silent.
@@ -307,22 +312,20 @@ def _adapt(store: Store, plan: Plan, concept_id: str, on_progress: Callable[[Any
     adapt.adapt(store, plan, concept_id, device=device, on_progress=on_progress)
 
 
-def _queue_key(plan: Plan, concept_id: str) -> str:
-    return f"{concept_id}-{plan.adapter(concept_id).digest}"
-
-
 def _slots(resources: Resources) -> int:
     """How many workers of this size the cluster takes at once."""
     import ray
 
-    whole = ray.cluster_resources()
+    whole = ray.cluster_resources()  # type: ignore[no-untyped-call]
     by_cpu = int(whole.get("CPU", 0) // resources.cpus)
     return max(1, min(by_cpu, int(whole.get("GPU", 0) / resources.gpus)) if resources.gpus else by_cpu)
 
 
 @contextmanager
-def _board(show: Callable[[dict[str, tuple[int, int, str]]], None]) -> Iterator[Callable[[str], Callable[[Any], None]]]:
-    """A place where workers leave their progress: yields `tell(key)`, a callable for a worker; `show` is called here."""
+def _board(
+    show: Callable[[dict[str, tuple[int, int, str]]], None],
+) -> Iterator[Callable[[str], Callable[[Any], None]]]:
+    """A place where workers leave their progress: yields `tell(key)`, a callable for a worker; `show` runs here."""
     import ray
 
     class Board:
@@ -335,7 +338,7 @@ def _board(show: Callable[[dict[str, tuple[int, int, str]]], None]) -> Iterator[
         def read(self) -> dict[str, tuple[int, int, str]]:
             return self.told
 
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
 
     def tell(key: str) -> Callable[[Any], None]:
         def progress(done: Any) -> None:

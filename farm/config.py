@@ -177,14 +177,18 @@ def _check_concepts(path: Path, config: FarmConfig) -> None:
             find_concept(config.catalogue, name, key=f"{path}: {key}")
     both = sorted(set(config.base.concepts) & set(config.ranks.concepts))
     if both:
-        raise UserError(f"{path}: ranks.concepts: {both[0]!r} is also in base.concepts; search ranks on concepts the base has not seen.")
+        raise UserError(
+            f"{path}: ranks.concepts: {both[0]!r} is also in base.concepts; search ranks on others."
+        )
 
 
 def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file such as configs/demo.yaml.") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a YAML file such as configs/demo.yaml."
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
@@ -202,8 +206,10 @@ def _override(document: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     here: Any = document
     for name in parents:
-        here = here[int(name)] if isinstance(here, list) and name.isdigit() and int(name) < len(here) else (
-            here.setdefault(name, {}) if isinstance(here, dict) else None
+        here = (
+            here[int(name)]
+            if isinstance(here, list) and name.isdigit() and int(name) < len(here)
+            else (here.setdefault(name, {}) if isinstance(here, dict) else None)
         )
     if isinstance(here, dict):
         here[last] = value
@@ -219,7 +225,9 @@ def _sentence(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"] if part not in ("procedural", "onnx"))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         close = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
-        return f"unknown key {place}; " + (f"did you mean {close[0]}?" if close else "remove it, see configs/demo.yaml.")
+        return f"unknown key {place}; " + (
+            f"did you mean {close[0]}?" if close else "remove it, see configs/demo.yaml."
+        )
     if first["type"] in ("missing", "missing_keyword_only_argument"):
         return f"the key {place} is missing."
     given = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"

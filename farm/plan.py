@@ -47,7 +47,11 @@ class Plan:
 
     @property
     def base(self) -> Spec:
-        config = {"model": asdict(self.config.model), "train": _train(self.config.base.train), "text": self._text}
+        config = {
+            "model": asdict(self.config.model),
+            "train": _train(self.config.base.train),
+            "text": self._text,
+        }
         return self._spec("base", "bases", config, self._edits(*self.config.base.concepts))
 
     @property
@@ -73,6 +77,10 @@ class Plan:
         }
         inputs = {"base": self.base.digest, "ranks": self.ranks.digest, **self._edits(concept_id)}
         return self._spec("adapter", f"adapters/{concept_id}", config, inputs)
+
+    def adapter_key(self, concept_id: str) -> str:
+        """The key of the concept's adapter in the queue: another one when what it is made from changes."""
+        return f"{concept_id}-{self.adapter(concept_id).digest}"
 
     @property
     def score_name(self) -> str:

@@ -8,7 +8,14 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 LINE_SECONDS = 10.0
 
@@ -59,9 +66,11 @@ class _Lines:
         self._name = name
         self._started = time.monotonic()
         self._last = 0.0
+        self._complete = False
 
     def update(self, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
-        if now - self._last >= LINE_SECONDS or (done == total and self._last >= 0):
-            self._last = now if done < total else -1.0
+        complete = done == total
+        if complete != self._complete or (not complete and now - self._last >= LINE_SECONDS):
+            self._last, self._complete = now, complete
             self._screen.say(f"{self._name:<10} {done}/{total}  {now - self._started:.0f} s  {note}".rstrip())

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,15 +80,16 @@ class Queue:
         item = Item(key=key, payload=payload, priority=priority, attempts=0, enqueued_at=self.now())
         return self.store.put_if_absent(self._path("pending", key), dump(item))
 
-    def lease(self, owner: str, seconds: float) -> Lease | None:
+    def lease(self, owner: str, seconds: float, *, among: Container[str] | None = None) -> Lease | None:
         """Take the first item nobody holds: highest priority, then oldest, then key. None when there is none.
 
-        `owner` is `owner_name()` of the process whose death should free the item.
+        `owner` is `owner_name()` of the process whose death should free the item. `among`: the keys this worker can
+        work on; another's items stay where they are.
         """
         for key in self._ordered():
-            hold = _Hold(
-                owner=owner, token=uuid.uuid4().hex, seconds=seconds, expires_at=self.now() + seconds
-            )
+            if among is not None and key not in among:
+                continue
+            hold = _Hold(owner=owner, token=uuid.uuid4().hex, seconds=seconds, expires_at=self.now() + seconds)
             if not self._take(key, hold):
                 continue
             try:
@@ -106,9 +107,7 @@ class Queue:
             except NotFoundError:
                 raise LeaseLostError(f"the lease of {key} in the queue {self.name} is gone") from None
             if hold.token != lease.token:
-                raise LeaseLostError(
-                    f"{hold.owner} has taken {key} in the queue {self.name} from {lease.owner}"
-                )
+                raise LeaseLostError(f"{hold.owner} has taken {key} in the queue {self.name} from {lease.owner}")
             renewed = hold.model_copy(update={"expires_at": self.now() + hold.seconds})
             if self.store.replace_if_match(self._path("leases", key), dump(renewed), etag):
                 return
@@ -175,9 +174,7 @@ class Queue:
             present, etag = self._hold(key)
         except NotFoundError:
             return self.store.put_if_absent(self._path("leases", key), dump(hold))
-        return self._broken(present) and self.store.replace_if_match(
-            self._path("leases", key), dump(hold), etag
-        )
+        return self._broken(present) and self.store.replace_if_match(self._path("leases", key), dump(hold), etag)
 
     def _broken(self, hold: _Hold) -> bool:
         return hold.expires_at <= self.now() or _gone(hold.owner)

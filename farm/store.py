@@ -31,9 +31,7 @@ from urllib.parse import unquote, urlsplit
 from farm.errors import UserError
 
 _SEGMENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
-_LEFTOVER_SECONDS = (
-    24 * 3600.0
-)  # no writer takes a day to prepare one object: what is older was left by a killed one
+_LEFTOVER_SECONDS = 24 * 3600.0  # no writer takes a day to prepare one object: what is older was left by a killed one
 
 
 class NotFoundError(KeyError):
@@ -50,6 +48,9 @@ class NotFoundError(KeyError):
 
 class Store(Protocol):
     """What every store does; the module's docstring says what it promises."""
+
+    def __hash__(self) -> int:
+        """Two handles of one place are equal and hash alike: a store can be the key of a cache."""
 
     @property
     def url(self) -> str:

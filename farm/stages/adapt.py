@@ -45,7 +45,10 @@ def adapt(
     seed = plan.seed("adapter", concept_id)
 
     generator = base_generator(model, {name: tensor.clone() for name, tensor in weights.items()})
-    attach(generator, new_adapter(generator, read_ranks(store, plan), scale=config.adapters.lora.scale, seed=seed))
+    attach(
+        generator,
+        new_adapter(generator, read_ranks(store, plan), scale=config.adapters.lora.scale, seed=seed),
+    )
     pairs = edited_pairs(store, plan, concept_id, "train")
     losses: list[dict[str, float]] = []
 
@@ -92,8 +95,8 @@ tags: [e2gan, lora, image-to-image]
 ---
 # {concept.id}
 
-{concept.prompt} ({concept.domain}), learned from the `{concept.editor.kind}` teacher. A LoRA adapter in peft's format for
-the E2GAN base `{plan.base.digest}`; read it with `e2gan.lora.load`, which registers LoRA on transposed convolutions.
+{concept.prompt} ({concept.domain}), learned from the `{concept.editor.kind}` teacher. A LoRA adapter in peft's format
+for the E2GAN base `{plan.base.digest}`; read it with `e2gan.lora.load`, which registers LoRA on transposed convolutions.
 
 On {scores["n"]} test images (values in -1..1): L1 to the teacher {scores["l1"]:.3f} (untouched photo
 {scores["l1_untouched"]:.3f}), PSNR {scores["psnr"]:.2f} dB, SSIM {scores["ssim"]:.3f}, {distances}.

@@ -42,7 +42,9 @@ def ingest(store: Store, plan: Plan, on_progress: Callable[[int, int], None]) ->
             skipped.append({"name": found.name, "reason": found.reason})
         else:
             images = crops(found, config, plan.config.seed)
-            photos.append({"id": found.id, "name": found.name, "sha256": found.sha256, "images": list(images)})
+            photos.append(
+                {"id": found.id, "name": found.name, "sha256": found.sha256, "images": list(images)}
+            )
             rows.update(images)
             if len(rows) >= PART_ROWS:
                 flush()
@@ -54,7 +56,11 @@ def ingest(store: Store, plan: Plan, on_progress: Callable[[int, int], None]) ->
     for photo in photos:
         photo["split"] = part_of[str(photo["id"])]
     files["photos.json"] = _json({"photos": photos, "skipped": skipped})
-    summary = {"photos": len(photos), "skipped": skipped, "images": sum(len(photo["images"]) for photo in photos)}
+    summary = {
+        "photos": len(photos),
+        "skipped": skipped,
+        "images": sum(len(photo["images"]) for photo in photos),
+    }
     return commit(store, spec, files, wall_seconds=time.monotonic() - started, summary=summary)
 
 

@@ -81,7 +81,9 @@ def picture_sheet(rows: Sequence[Tensor]) -> bytes:
     gap = 2
     columns = max(len(row) for row in rows)
     sheet = np.full(
-        (len(rows) * (height * factor + gap) - gap, columns * (width * factor + gap) - gap, 3), 255, dtype=np.uint8
+        (len(rows) * (height * factor + gap) - gap, columns * (width * factor + gap) - gap, 3),
+        255,
+        dtype=np.uint8,
     )
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):

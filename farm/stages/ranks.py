@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -85,9 +84,13 @@ def search(
         attach(generator, adapter)
         train(generator, [pairs], config.ranks.train, seed=seed, device=device, on_progress=on_progress)
         adapter = extract(generator)
-        scores, _ = judge(store, plan, concept_id, adapted_generator(model, weights, adapter), text, split="validation")
+        scores, _ = judge(
+            store, plan, concept_id, adapted_generator(model, weights, adapter), text, split="validation"
+        )
         score = scores["frechet"][plan.score_name]
-        state = SearchState(rounds=[*state.rounds, RankRound(ranks=dict(ranks), score=score)], adapter=adapter)
+        state = SearchState(
+            rounds=[*state.rounds, RankRound(ranks=dict(ranks), score=score)], adapter=adapter
+        )
         if on_round:
             on_round(state)
         return score

@@ -34,7 +34,11 @@ def select(store: Store, plan: Plan) -> Manifest:
     if config.clusters is not None:
         images = read_images(open_artifact(store, plan.sources.path))
         try:
-            embed = thumbnail_embedding if config.embedding == "thumbnail" else ClipImageEmbedding(config.path or "")
+            embed = (
+                thumbnail_embedding
+                if config.embedding == "thumbnail"
+                else ClipImageEmbedding(config.path or "")
+            )
             vectors = embed(to_tensor(images[i] for i in ids["train"]))
         except ValueError as error:
             raise UserError(f"selection.path: {error}") from error

@@ -1,0 +1,233 @@
+"""The command line: `farm run`, `farm status`, `farm concepts list`, `farm edit`, `farm serve`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from farm.config import FarmConfig, load_config
+from farm.errors import UserError
+
+app = typer.Typer(
+    help="A farm of image-editing concepts: distil editors into tiny GANs, one small adapter a concept.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+concepts_app = typer.Typer(help="The catalogue.", no_args_is_help=True)
+app.add_typer(concepts_app, name="concepts")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The farm's YAML file.", show_default=False)]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    config: Config,
+    override: Override = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option("--stage", help="Only this stage: concepts, base, ranks, adapters; repeatable."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Photos in, published adapters and a report out; goes on where an earlier run stopped."""
+    run_stages(config, override or [], stage, dry_run=dry_run, as_json=as_json)
+
+
+def run_stages(
+    config: Path,
+    overrides: list[str],
+    stages: list[str] | None = None,
+    *,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> None:
+    """What `farm run` and the scripts in jobs/ do; exits with 1 when a concept failed."""
+    from farm import run as farm_run
+    from farm.progress import Screen
+
+    loaded = load_config(config, overrides)
+    unknown = sorted(set(stages or []) - set(farm_run.STAGES))
+    if unknown:
+        raise UserError(f"--stage {unknown[0]}: the stages are {', '.join(farm_run.STAGES)}.")
+    screen = Screen()
+    outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run)
+    if as_json:
+        print(json.dumps(vars(outcome), indent=1))
+    _print_outcome(loaded, outcome, screen)
+    if outcome.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(config: Config, override: Override = None, as_json: Json = False) -> None:
+    """Every concept by stage."""
+    from farm.plan import make_plan
+    from farm.status import farm_status
+    from farm.store import open_store
+
+    loaded = load_config(config, override or [])
+    found = farm_status(open_store(loaded.store), make_plan(loaded))
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        "concept",
+        "role",
+        "edits",
+        "adapter",
+        "published",
+        "L1 / untouched",
+        title=f"{found['farm']}: {found['store']}",
+    )
+    for row in found["concepts"]:
+        scores = row["metrics"]
+        ratio = f"{scores['l1']:.3f} / {scores['l1_untouched']:.3f}" if scores else "-"
+        version = f"v{row['published']}" if row["published"] else "-"
+        stages = row["stages"]
+        adapter = f"{stages['adapter']} ({row['error']})" if row["error"] else stages["adapter"]
+        table.add_row(row["id"], row["role"], stages["edits"], adapter, version, ratio)
+    console = Console()
+    console.print(table)
+    console.print(", ".join(f"{name} {state}" for name, state in found["stages"].items()))
+
+
+@concepts_app.command("list")
+def concepts_list(config: Config, override: Override = None, as_json: Json = False) -> None:
+    """The concepts of a farm, with what is published of them."""
+    from farm.registry import Registry
+    from farm.store import open_store
+
+    loaded = load_config(config, override or [])
+    if as_json:
+        from farm.plan import make_plan
+        from farm.status import farm_status
+
+        found = farm_status(open_store(loaded.store), make_plan(loaded))
+        print(json.dumps({"concepts": found["concepts"]}, indent=1))
+        return
+    published = Registry(open_store(loaded.store)).list()
+    for concept in loaded.catalogue:
+        entry = published.get(concept.id)
+        print(
+            f"{concept.id:<32} {f'v{entry.version}' if entry else '-':<5} {concept.editor.kind:<11} {concept.prompt}"
+        )
+
+
+@app.command()
+def edit(
+    config: Config,
+    source: Annotated[Path, typer.Argument(help="The photo.", show_default=False)],
+    target: Annotated[
+        Path, typer.Argument(help="Where the edited photo goes: .png, .jpg or .webp.", show_default=False)
+    ],
+    concept: Annotated[str, typer.Option("--concept", help="The concept's id.", show_default=False)],
+    side: Annotated[
+        int | None, typer.Option("--side", help="Longest side in pixels; default serve.max_side.")
+    ] = None,
+    override: Override = None,
+) -> None:
+    """Edit one photo with a published concept, without a server."""
+    import numpy as np
+
+    from e2gan.infer import edit_photo
+    from farm.images import decode, encode
+    from farm.serve.bank import AdapterBank
+    from farm.store import open_store
+
+    loaded = load_config(config, override or [])
+    formats = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+    if target.suffix.lower() not in formats:
+        raise UserError(f"{target}: the edited photo's name must end in {', '.join(formats)}.")
+    try:
+        photo = decode(source.read_bytes(), what=str(source))
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read ({error.strerror}); give the path of a photo.") from error
+    store = open_store(loaded.store)
+    loaded.concept(concept)
+    adapter = AdapterBank(store, byte_budget=loaded.serve.cache_mb * 2**20).get(concept)
+    edited = edit_photo(
+        adapter.generator, adapter.text, np.asarray(photo), longest_side=side or loaded.serve.max_side
+    )
+    _write(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]
+    print(f"{target}  {edited.shape[1]}x{edited.shape[0]}  {concept} v{adapter.version} {adapter.digest}")
+
+
+@app.command()
+def serve(
+    config: Config,
+    override: Override = None,
+    host: Annotated[str | None, typer.Option(help="Default serve.host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Default serve.port.")] = None,
+) -> None:
+    """Start the HTTP endpoint with every published concept."""
+    from farm.serve import app as serve_app
+
+    loaded = load_config(config, override or [])
+    serve_app.run(serve_arguments(loaded), host or loaded.serve.host, port or loaded.serve.port)
+
+
+def serve_arguments(config: FarmConfig) -> dict[str, Any]:
+    """What the Serve app is built from."""
+    from farm.store import open_store
+
+    return {
+        "store": open_store(config.store).url,
+        "concepts": [{"id": c.id, "prompt": c.prompt, "domain": c.domain} for c in config.catalogue],
+        "max_side": config.serve.max_side,
+        "max_body_mb": config.serve.max_body_mb,
+        "cache_mb": config.serve.cache_mb,
+    }
+
+
+def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:
+    from farm.store import open_store
+
+    for title, reasons in (("failed", outcome.failures), ("not published", outcome.unpublished)):
+        for concept_id, reason in sorted(reasons.items()):
+            screen.say(f"{title}: {concept_id}: {reason}")
+    if outcome.seconds:
+        screen.say(", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items()))
+    if outcome.report:
+        screen.say(f"report: {open_store(config.store).url}/{outcome.report}")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place.") from error
+
+
+def main() -> None:
+    """The console script: a user's mistake is one sentence and status 2, Ctrl-C is status 130."""
+    guard(app)
+
+
+def guard(command: Any) -> None:
+    """Run a command as the `farm` program and the job scripts do."""
+    try:
+        command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

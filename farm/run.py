@@ -1,0 +1,290 @@
+"""The farm's run: the stages in order, each doing only what the store does not have yet."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from farm.artifacts import find
+from farm.config import FarmConfig
+from farm.errors import UserError
+from farm.plan import Plan, make_plan
+from farm.progress import Screen
+from farm.registry import Registry
+from farm.store import Store, open_store
+
+STAGES = ("concepts", "base", "ranks", "adapters")
+"""A run's stages in order: source images and edits; the base; the rank search; adapters, judged and published."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended. failures: reason by concept. report: key of the report in the store."""
+
+    run_id: str
+    failures: dict[str, str] = field(default_factory=dict)
+    unpublished: dict[str, str] = field(default_factory=dict)
+    built: int = 0
+    report: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What is missing from the store. An entry's inputs may be missing too: stages run in order."""
+
+    sources: bool
+    selection: bool
+    edits: tuple[str, ...]
+    base: bool
+    ranks: bool
+    adapters: tuple[str, ...]
+    publish: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return any(
+            (self.sources, self.selection, self.edits, self.base, self.ranks, self.adapters, self.publish)
+        )
+
+    def lines(self) -> list[str]:
+        """What would be done, a line a step."""
+        steps = [
+            ("ingest the photographs" if self.sources else ""),
+            ("choose the training images" if self.selection else ""),
+            (f"edit {len(self.edits)} concepts: {', '.join(self.edits)}" if self.edits else ""),
+            ("pretrain the base" if self.base else ""),
+            ("search the ranks" if self.ranks else ""),
+            (f"train {len(self.adapters)} adapters: {', '.join(self.adapters)}" if self.adapters else ""),
+            (f"publish {len(self.publish)} concepts: {', '.join(self.publish)}" if self.publish else ""),
+        ]
+        return [step for step in steps if step]
+
+
+def make_todo(store: Store, plan: Plan) -> Todo:
+    """Look at the store: what of the plan is not there."""
+    ids = [concept.id for concept in plan.config.catalogue]
+    published = {name: entry.digest for name, entry in Registry(store).list().items()}
+    adapters = {concept_id: find(store, plan.adapter(concept_id).path) for concept_id in ids}
+    return Todo(
+        sources=find(store, plan.sources.path) is None,
+        selection=find(store, plan.selection.path) is None,
+        edits=tuple(c for c in ids if find(store, plan.edits(c).path) is None),
+        base=find(store, plan.base.path) is None,
+        ranks=find(store, plan.ranks.path) is None,
+        adapters=tuple(c for c in ids if adapters[c] is None),
+        publish=tuple(
+            c
+            for c, manifest in adapters.items()
+            if manifest is None
+            or (published.get(c) != manifest.digest and _good(plan, manifest.summary["metrics"]))
+        ),
+    )
+
+
+def run(
+    config: FarmConfig, *, screen: Screen, stages: Sequence[str] = STAGES, dry_run: bool = False
+) -> Outcome:
+    """Run the stages asked for, in order.
+
+    Every stage looks at the store first, so the same command after an interruption, however rough, goes on where it
+    stopped. A failed concept is reported in the outcome and does not stop the others.
+
+    Raises:
+        UserError: a mistake that leaves nothing to go on with, or a stage whose inputs are not there yet.
+    """
+    return Run(config, screen).execute(stages, dry_run=dry_run)
+
+
+class Run:
+    """One execution of a farm: its plan, its store and the events it leaves under `runs/<id>/events.jsonl`."""
+
+    def __init__(self, config: FarmConfig, screen: Screen) -> None:
+        self.config = config
+        self.screen = screen
+        self.store = open_store(config.store)
+        self.plan = make_plan(config)
+        self.outcome = Outcome(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}")
+        self._events: list[dict[str, Any]] = []
+        self._ray = ExitStack()
+
+    def execute(self, stages: Sequence[str], *, dry_run: bool) -> Outcome:
+        todo = make_todo(self.store, self.plan)
+        if dry_run:
+            for line in todo.lines() or ["nothing: everything is in the store"]:
+                self.screen.say(f"would {line}" if todo else line)
+            return self.outcome
+        if not todo:
+            self.screen.say("everything is in the store already: nothing to do")
+            self.outcome.report = self._latest_report() or self._report()
+            self._unpublished()
+            return self.outcome
+        self._event("run", "started", farm=self.config.name, stages=list(stages))
+        with self._ray:
+            steps = {
+                "concepts": self._concepts,
+                "base": self._base,
+                "ranks": self._ranks,
+                "adapters": self._adapters,
+            }
+            for stage in STAGES:
+                if stage in stages:
+                    steps[stage]()
+        self._unpublished()
+        self.outcome.report = self._report()
+        self._event("run", "finished", failures=self.outcome.failures)
+        return self.outcome
+
+    def _concepts(self) -> None:
+        from farm.stages.ingest import ingest
+        from farm.stages.select import select
+
+        if find(self.store, self.plan.sources.path) is None:
+            with self._stage("ingest") as bar:
+                manifest = ingest(self.store, self.plan, bar.update)
+            for skipped in manifest.summary["skipped"]:
+                self.screen.say(f"  skipped {skipped['name']}: {skipped['reason']}")
+        if find(self.store, self.plan.selection.path) is None:
+            with self._stage("select") as bar:
+                manifest = select(self.store, self.plan)
+                bar.update(
+                    1,
+                    1,
+                    f"{manifest.summary['train']} of {manifest.summary['training_images']} training images",
+                )
+        if todo := make_todo(self.store, self.plan).edits:
+            self._connect()
+            from farm import cluster
+
+            with self._stage("edit") as bar:
+                self._failed("edit", cluster.edit_concepts(self.store, self.plan, todo, bar))
+
+    def _base(self) -> None:
+        if find(self.store, self.plan.base.path) is None:
+            self._need_edits("base.concepts", self.config.base.concepts)
+            self._connect()
+            from farm import cluster
+
+            with self._stage("base") as bar:
+                cluster.pretrain_base(self.store, self.plan, bar)
+
+    def _ranks(self) -> None:
+        if find(self.store, self.plan.ranks.path) is None:
+            self._need("the base", self.plan.base.path, "jobs/pretrain_base.py")
+            self._need_edits("ranks.concepts", self.config.ranks.concepts)
+            self._connect()
+            from farm import cluster
+
+            with self._stage("ranks") as bar:
+                cluster.search_ranks(self.store, self.plan, bar)
+
+    def _adapters(self) -> None:
+        from farm.stages.adapt import publish
+
+        self._need("the base", self.plan.base.path, "jobs/pretrain_base.py")
+        self._need("the ranks", self.plan.ranks.path, "jobs/search_ranks.py")
+        todo = make_todo(self.store, self.plan)
+        ready = [c for c in todo.adapters if c not in todo.edits]
+        for concept_id in todo.edits:
+            self.outcome.failures.setdefault(concept_id, "it has no edits: run jobs/build_concepts.py first")
+
+        def done(concept_id: str) -> None:
+            if entry := publish(self.store, self.plan, concept_id):
+                self._event("publish", "done", concept=concept_id, version=entry.version)
+
+        if ready:
+            self._connect()
+            from farm import cluster
+
+            with self._stage("adapters") as bar:
+                self._failed("adapters", cluster.train_adapters(self.store, self.plan, ready, bar, done))
+        for concept_id in set(todo.publish) - set(todo.adapters):
+            done(concept_id)
+
+    def _connect(self) -> None:
+        """Ray, from the first stage that needs it to the end of the run."""
+        import ray
+
+        if not ray.is_initialized():
+            from farm.cluster import connected
+
+            self.screen.say("starting Ray")
+            self._ray.enter_context(connected(self.config.cluster))
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Any]:
+        started = time.monotonic()
+        self._event(name, "started")
+        with self.screen.bar(name) as bar:
+            yield bar
+        seconds = time.monotonic() - started
+        self.outcome.seconds[name] = round(seconds, 2)
+        self.outcome.built += 1
+        self._event(name, "finished", seconds=self.outcome.seconds[name])
+
+    def _failed(self, stage: str, failures: dict[str, Any]) -> None:
+        for concept_id, failure in sorted(failures.items()):
+            self.outcome.failures[concept_id] = f"{stage}: {failure.message}"
+            self._event(
+                stage, "failed", concept=concept_id, error=failure.message, traceback=failure.traceback
+            )
+
+    def _need(self, what: str, path: str, job: str) -> None:
+        if find(self.store, path) is None:
+            raise UserError(f"{what} of this farm is not in {self.store.url}; run {job} or `farm run` first.")
+
+    def _need_edits(self, key: str, concept_ids: Sequence[str]) -> None:
+        for concept_id in concept_ids:
+            if find(self.store, self.plan.edits(concept_id).path) is None:
+                reason = self.outcome.failures.get(
+                    concept_id, "run jobs/build_concepts.py or `farm run` first."
+                )
+                raise UserError(f"{key}: {concept_id} has no edits: {reason}")
+
+    def _unpublished(self) -> None:
+        """Note the adapters that exist but were not good enough to publish."""
+        for concept in self.config.catalogue:
+            manifest = find(self.store, self.plan.adapter(concept.id).path)
+            if manifest and not _good(self.plan, manifest.summary["metrics"]):
+                scores = manifest.summary["metrics"]
+                self.outcome.unpublished[concept.id] = (
+                    f"L1 to the teacher {scores['l1']:.3f} is over {self.config.adapters.max_l1_ratio:g} of the "
+                    f"untouched photo's {scores['l1_untouched']:.3f} (adapters.max_l1_ratio)"
+                )
+
+    def _report(self) -> str:
+        from farm.report import build_report
+
+        key = f"runs/{self.outcome.run_id}/report.html"
+        failures = {**self.outcome.failures, **self.outcome.unpublished}
+        self.store.put(
+            key, build_report(self.store, self.plan, failures=failures, stage_seconds=self.outcome.seconds)
+        )
+        self.store.put(f"runs/{self.outcome.run_id}/plan.json", json.dumps(self._addresses()).encode())
+        return key
+
+    def _latest_report(self) -> str | None:
+        """The newest report of exactly these artifacts."""
+        plans = [key for key in self.store.list("runs/") if key.endswith("/plan.json")]
+        for key in reversed(plans):
+            report = key.removesuffix("plan.json") + "report.html"
+            if json.loads(self.store.get(key)) == self._addresses() and self.store.exists(report):
+                return report
+        return None
+
+    def _addresses(self) -> list[str]:
+        return [self.plan.adapter(concept.id).path for concept in self.config.catalogue]
+
+    def _event(self, stage: str, state: str, **facts: Any) -> None:
+        self._events.append({"at": datetime.now(UTC).isoformat(), "stage": stage, "state": state, **facts})
+        lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in self._events)
+        self.store.put(f"runs/{self.outcome.run_id}/events.jsonl", lines.encode())
+
+
+def _good(plan: Plan, scores: dict[str, Any]) -> bool:
+    return bool(scores["l1"] <= plan.config.adapters.max_l1_ratio * scores["l1_untouched"])

@@ -1,0 +1,69 @@
+"""What a store's registry publishes, for people and programs that choose a concept."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from farm.errors import UserError
+from farm.registry import Registry
+from farm.store import Store
+
+_log = logging.getLogger(__name__)
+
+
+def published(store: Store) -> list[str]:
+    """The ids of the published concepts, sorted."""
+    keys = store.list("registry/")
+    return [key.removeprefix("registry/").removesuffix(".json") for key in keys]
+
+
+class Described(BaseModel):
+    """What a catalogue says of a concept."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str
+    prompt: str | None = None
+    domain: str | None = None
+
+
+class Listing:
+    """The rows of `GET /v1/concepts`: what is published, with prompt and domain where the catalogue has them.
+
+    max_age: seconds after which the registry is read again.
+
+    A concept whose entry is damaged is logged and left out.
+    """
+
+    def __init__(self, store: Store, catalogue: Iterable[Described], *, max_age: float = 5.0) -> None:
+        self._store = store
+        self._catalogue = {concept.id: concept for concept in catalogue}
+        self._max_age = max_age
+        self._lock = threading.Lock()
+        self._listed: list[dict[str, Any]] = []
+        self._list_at = 0.0
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """Sorted by id: `id`, `prompt`, `domain` (None where unknown), `version`, `digest`, `metrics`."""
+        with self._lock:
+            if time.monotonic() >= self._list_at:
+                self._listed = [row for concept in published(self._store) if (row := self._row(concept))]
+                self._list_at = time.monotonic() + self._max_age
+            return self._listed
+
+    def _row(self, concept: str) -> dict[str, Any] | None:
+        try:
+            entry = Registry(self._store).get(concept)
+        except (UserError, ValueError) as error:
+            _log.warning("%s is not listed: %s", concept, error)
+            return None
+        if entry is None:
+            return None
+        described = self._catalogue.get(concept) or Described(id=concept)
+        return described.model_dump() | entry.model_dump(include={"version", "digest", "metrics"})

@@ -1,0 +1,67 @@
+"""Where every concept stands, read from the store alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from farm.artifacts import find
+from farm.plan import Plan
+from farm.queue import Queue
+from farm.registry import Registry
+from farm.store import Store
+
+
+def farm_status(store: Store, plan: Plan) -> dict[str, Any]:
+    """`{"farm", "store", "stages": {stage: state}, "concepts": [{"id", "domain", "stages", "published", …}]}`.
+
+    A state is `done`, `missing`, `partial` (some parts of the edits), `queued`, `running` or `failed` (with `error`).
+    """
+    queue = Queue(store, "adapters")
+    pending = {item.key for item in queue.pending()}
+    leased = {lease.item.key for lease in queue.leased()}
+    failed = {item.key: item for item in queue.failed()}
+    registry = Registry(store).list()
+    concepts = []
+    for concept in plan.config.catalogue:
+        adapter = find(store, plan.adapter(concept.id).path)
+        entry = registry.get(concept.id)
+        row: dict[str, Any] = {
+            "id": concept.id,
+            "prompt": concept.prompt,
+            "domain": concept.domain,
+            "role": role(plan, concept.id),
+            "stages": {"edits": _edits(store, plan, concept.id), "adapter": "done" if adapter else "missing"},
+            "published": entry.version if entry else None,
+            "current": bool(entry and adapter and entry.digest == adapter.digest),
+            "metrics": adapter.summary["metrics"] if adapter else None,
+            "error": None,
+        }
+        key = plan.adapter_key(concept.id)
+        if adapter is None and key in failed:
+            row["stages"]["adapter"] = "failed"
+            row["error"] = (failed[key].error or "").strip().splitlines()[-1]
+        elif adapter is None and key in pending:
+            row["stages"]["adapter"] = "running" if key in leased else "queued"
+        row["stages"]["published"] = "done" if row["current"] else "missing"
+        concepts.append(row)
+    shared = {"sources": plan.sources, "selection": plan.selection, "base": plan.base, "ranks": plan.ranks}
+    return {
+        "farm": plan.config.name,
+        "store": store.url,
+        "stages": {name: "done" if find(store, spec.path) else "missing" for name, spec in shared.items()},
+        "concepts": concepts,
+    }
+
+
+def role(plan: Plan, concept_id: str) -> str:
+    """What a concept is for besides being served: `base`, `ranks` or `adapter`."""
+    if concept_id in plan.config.base.concepts:
+        return "base"
+    return "ranks" if concept_id in plan.config.ranks.concepts else "adapter"
+
+
+def _edits(store: Store, plan: Plan, concept_id: str) -> str:
+    path = plan.edits(concept_id).path
+    if find(store, path):
+        return "done"
+    return "partial" if any(True for _ in store.list(f"{path}/")) else "missing"

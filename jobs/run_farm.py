@@ -1,0 +1,19 @@
+"""Run all stages of a farm.
+
+ray job submit --working-dir . -- python jobs/run_farm.py --config configs/demo.yaml
+"""
+
+from __future__ import annotations
+
+import typer
+
+from farm.cli import Config, Json, Override, guard, run_stages
+
+
+def main(config: Config, override: Override = None, dry_run: bool = False, as_json: Json = False) -> None:
+    """Run all stages of a farm."""
+    run_stages(config, override or [], None, dry_run=dry_run, as_json=as_json)
+
+
+if __name__ == "__main__":
+    guard(lambda: typer.run(main))

@@ -1,0 +1,213 @@
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from e2gan.config import GeneratorConfig, pix2pix_nine_blocks
+from e2gan.model import Discriminator, Generator, build_discriminator, build_generator
+
+TINY = GeneratorConfig(channels=4, heads=2, text_tokens=3, text_width=5)
+BARE = GeneratorConfig(channels=4, transformer=False)
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def photos(n: int, height: int, width: int, seed: int = 0) -> Tensor:
+    return noise(n, 3, height, width, seed=seed).clamp(-1, 1)
+
+
+def parameters_by_hand(c: int, blocks: int, transformer: bool, text_width: int = 768) -> int:
+    """Every layer's weights and biases, counted from the table of docs/method.md."""
+    b = 4 * c
+    count = (3 * 49 * c + c) + (c * 9 * 2 * c + 2 * c) + (2 * c * 9 * b + b)  # stem, down 1, down 2
+    count += blocks * 2 * (b * 9 * b + b)
+    count += (b * 9 * 2 * c + 2 * c) + (2 * c * 9 * c + c) + (c * 49 * 3 + 3)  # up 1, up 2, head
+    if transformer:
+        count += 2 * (b * 9 * b + b)  # down, up
+        count += 3 * 2 * b  # layer norms
+        count += 3 * b * b + (b * b + b)  # self-attention
+        count += b * b + 2 * text_width * b + (b * b + b)  # cross-attention
+        count += (b * 8 * b + 8 * b) + (4 * b * b + b)  # GEGLU feed-forward
+    return count
+
+
+def multiply_adds(config: GeneratorConfig, side: int) -> float:
+    """PyTorch's counter for convolutions and linear layers, the attention products by hand."""
+    with torch.device("meta"):
+        generator = Generator(config)
+        images, text = torch.empty(1, 3, side, side), torch.empty(1, config.text_tokens, config.text_width)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        generator(images, text)
+    counts = counter.get_flop_counts()["Global"]
+    # Attention is counted on some devices as bmm or as itself and on others not at all.
+    layers = sum(n for op, n in counts.items() if "bmm" not in str(op) and "attention" not in str(op))
+    products = 0
+    if config.transformer:
+        queries, width = (side // 8) ** 2, 4 * config.channels
+        products = 2 * queries * queries * width + 2 * queries * config.text_tokens * width  # q.k and attention.v
+    return layers / 2 + products
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "gmacs"),
+    [
+        (GeneratorConfig(), 7_055e3, 23.6),
+        (pix2pix_nine_blocks(), 11.38e6, 49.6),
+    ],
+)
+def test_size_and_cost_are_the_papers(config: GeneratorConfig, parameters: float, gmacs: float) -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in Generator(config).parameters())
+    assert count == pytest.approx(parameters, rel=0.005)
+    assert multiply_adds(config, 256) / 1e9 == pytest.approx(gmacs, rel=0.005)
+
+
+@pytest.mark.parametrize("channels", [64, 32, 2])
+@pytest.mark.parametrize(("blocks", "transformer"), [(3, True), (9, False), (0, False)])
+def test_parameter_count_by_hand(channels: int, blocks: int, transformer: bool) -> None:
+    config = GeneratorConfig(channels=channels, residual_blocks=blocks, transformer=transformer)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in Generator(config).parameters())
+    assert count == parameters_by_hand(channels, blocks, transformer)
+
+
+@pytest.mark.parametrize("config", [TINY, BARE])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40), (64, 16)])
+def test_output_has_the_inputs_size_and_range(config: GeneratorConfig, height: int, width: int) -> None:
+    generator = build_generator(config, seed=0)
+    with torch.no_grad():
+        generator.head.weight.mul_(1000)
+        edited = generator(photos(2, height, width), noise(2, 3, 5))
+    assert edited.shape == (2, 3, height, width)
+    assert edited.abs().max() <= 1
+    assert edited.abs().max() > 0.99  # the range is used, not shrunk
+
+
+def test_transformer_works_at_an_eighth_of_the_side_after_the_second_block() -> None:
+    generator = build_generator(TINY, seed=0)
+    order: list[str] = []
+    shapes: dict[str, torch.Size] = {}
+
+    def note(name: str) -> None:
+        def hook(_module: nn.Module, _inputs: object, out: Tensor) -> None:
+            order.append(name)
+            shapes[name] = out.shape
+
+        generator.get_submodule(name).register_forward_hook(hook)
+
+    for name in ("residual.0", "residual.1", "residual.2", "transformer", "transformer.down"):
+        note(name)
+    with torch.no_grad():
+        generator(photos(1, 64, 32), noise(1, 3, 5))
+    assert order == ["residual.0", "residual.1", "transformer.down", "transformer", "residual.2"]
+    assert shapes["transformer.down"] == (1, 16, 8, 4)
+    assert shapes["transformer"] == shapes["residual.1"] == (1, 16, 16, 8)
+
+
+def test_text_matters_only_with_transformer() -> None:
+    images = photos(1, 16, 16)
+    with torch.no_grad():
+        generator = build_generator(TINY, seed=0)
+        assert not torch.allclose(
+            generator(images, noise(1, 3, 5)), generator(images, noise(1, 3, 5, seed=1)), atol=1e-6
+        )
+        bare = build_generator(BARE, seed=0)
+        assert torch.equal(bare(images, noise(1, 3, 5)), bare(images))
+
+
+def test_one_prompt_serves_a_batch() -> None:
+    generator = build_generator(TINY, seed=0)
+    images, text = photos(3, 16, 16), noise(1, 3, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(generator(images, text), generator(images, text.repeat(3, 1, 1)))
+        alone = torch.cat([generator(image[None], text) for image in images])
+    torch.testing.assert_close(generator(images, text), alone)  # instance norm: no image sees its neighbours
+
+
+def test_attention_by_its_formula() -> None:
+    """softmax(q k / sqrt(d)) v, head by head, against the block's own."""
+    attention = build_generator(TINY, seed=0).transformer.cross_attention  # type: ignore[union-attr]
+    x, context = noise(2, 7, 16), noise(2, 3, 5, seed=1)
+    q, k, v = attention.q(x), attention.k(context), attention.v(context)
+    heads = []
+    for h in (slice(0, 8), slice(8, 16)):
+        weights = torch.softmax(q[..., h] @ k[..., h].transpose(1, 2) / 8**0.5, dim=-1)
+        heads.append(weights @ v[..., h])
+    torch.testing.assert_close(attention(x, context), attention.out(torch.cat(heads, dim=-1)))
+
+
+def test_feed_forward_by_its_formula() -> None:
+    """(V x) times GELU(W x), projected back: the gate is the second half, as in Stable Diffusion's blocks."""
+    layer = build_generator(TINY, seed=0).transformer.feed_forward  # type: ignore[union-attr]
+    x = noise(2, 7, 16)
+    value, gate = (
+        x @ layer.proj.weight.T[:, :64] + layer.proj.bias[:64],
+        x @ layer.proj.weight.T[:, 64:] + layer.proj.bias[64:],
+    )
+    gelu = gate * 0.5 * (1 + torch.erf(gate / 2**0.5))
+    torch.testing.assert_close(layer(x), layer.out(value * gelu))
+
+
+def test_no_layer_pads_by_itself_but_with_zeros() -> None:
+    for module in build_generator(TINY, seed=0).modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            assert module.padding_mode == "zeros"  # peft's branches would not reflect
+
+
+def test_seed_alone_decides_the_weights() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, judge = build_generator(TINY, seed=5), build_discriminator(4, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again, other = build_generator(TINY, seed=5), build_generator(TINY, seed=6)
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+    assert not torch.equal(first.stem.weight, other.stem.weight)
+    for a, b in zip(judge.parameters(), build_discriminator(4, seed=5).parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_convolutions_start_as_in_pix2pix() -> None:
+    generator = build_generator(GeneratorConfig(channels=16), seed=0)
+    for name, module in generator.named_modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1), name
+            assert module.weight.mean().item() == pytest.approx(0, abs=2e-3), name
+            assert module.bias is not None
+            assert not module.bias.any(), name
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (64, 40), (256, 256)])
+def test_discriminator_logits(height: int, width: int) -> None:
+    judge = build_discriminator(2, seed=0)
+    with torch.no_grad():
+        logits = judge(photos(2, height, width), photos(2, height, width, seed=1))
+    assert logits.shape == (2, 1, height // 8 - 2, width // 8 - 2)
+
+
+def test_discriminator_sees_70_by_70_pixels_of_both_images() -> None:
+    judge = Discriminator(4)
+    for i, layer in enumerate(judge.layers):
+        if isinstance(layer, nn.InstanceNorm2d):  # its mean and variance reach over the whole image
+            judge.layers[i] = nn.Identity()
+    source, target = photos(1, 128, 128).requires_grad_(), photos(1, 128, 128, seed=1).requires_grad_()
+    judge(source, target)[0, 0, 7, 7].backward()
+    for image in (source, target):
+        assert image.grad is not None
+        seen = image.grad[0].abs().sum(0) > 0
+        rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
+        assert rows[-1] - rows[0] + 1 == 70
+        assert columns[-1] - columns[0] + 1 == 70
+        assert seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+def test_discriminator_has_pix2pixs_size() -> None:
+    with torch.device("meta"):
+        judge = Discriminator()
+    widths = [6, 64, 128, 256, 512, 1]
+    assert sum(p.numel() for p in judge.parameters()) == sum(a * b * 16 + b for a, b in pairwise(widths))

@@ -1,0 +1,265 @@
+"""The report of small farms whose artifacts are written by hand, as the stages would write them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from farm.artifacts import Spec, commit
+from farm.config import FarmConfig
+from farm.plan import Plan, make_plan
+from farm.registry import Registry
+from farm.report import build_report, collect, curve_of, parameter_count, pictures_of
+from farm.store import LocalStore, Store
+
+SCORES = {"sepia": (0.10, 0.40), "charcoal": (0.30, 0.60), "neon": (0.39, 0.40), "winter": (0.05, 0.25)}
+"""L1 and untouched L1; neon is not good enough to publish."""
+
+SCRIPT = '<script src="https://evil.example/x.js">alert("1") & \'2\'</script>'
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    prompts = {"sepia": "an old photograph", "charcoal": "a drawing", "neon": SCRIPT, "winter": "snow", "fog": "fog"}
+    document = {
+        "name": "small-farm",
+        "store": "unused",
+        "sources": {"size": 64, "crops_per_photo": 4},
+        "selection": {"clusters": 3},
+        "catalogue": [{"id": i, "prompt": p, "editor": {"kind": "procedural"}} for i, p in prompts.items()],
+        "base": {"concepts": ["sepia"]},
+        "ranks": {"concepts": ["charcoal"]},
+    }
+    return make_plan(FarmConfig.model_validate(document))
+
+
+def sheet(rows: int, columns: int = 3, side: int = 40, seed: int = 0) -> bytes:
+    """What `picture_sheet` writes: lossless, 2 px apart."""
+    size = (rows * (side + 2) - 2, columns * (side + 2) - 2, 3)
+    noise = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(noise).save(buffer, format="WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+def weights(*shapes: tuple[int, ...]) -> bytes:
+    """A safetensors file of zeros in fp16."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for number, shape in enumerate(shapes):
+        start, end = end, end + 2 * int(np.prod(shape))
+        header[f"t{number}"] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(end)
+
+
+def scores(concept: str) -> dict[str, Any]:
+    l1, untouched = SCORES[concept]
+    named = {"fd_untrained": 1.25}
+    return {"n": 4, "l1": l1, "l1_untouched": untouched, "psnr": 21.5, "ssim": 0.8125, "frechet": named}
+
+
+def put(store: Store, spec: Spec, files: Mapping[str, bytes | None], **summary: Any) -> None:
+    commit(store, spec, files, wall_seconds=7.0, device_seconds=5.0, summary=summary)
+
+
+def put_adapter(store: Store, plan: Plan, concept: str, *, published: bool = True) -> None:
+    files = {"adapter_model.safetensors": weights((4, 10), (10, 4)), "preview.webp": sheet(3)}
+    losses = [{"step": step, "l1": 1 / step} for step in range(10, 110, 10)]
+    put(store, plan.adapter(concept), files, metrics=scores(concept), losses=losses, pairs=12)
+    if published:
+        spec = plan.adapter(concept)
+        Registry(store).publish(
+            concept, adapter=spec.path, digest=spec.digest, base=plan.base.digest, metrics=scores(concept)
+        )
+
+
+def put_farm(store: Store, plan: Plan) -> None:
+    """A farm where neon is not good enough, fog has no adapter, and the base concept has one of its own."""
+    skipped = [{"name": "<b>broken</b>.jpg", "reason": "not an image"}]
+    put(store, plan.sources, {"photos.json": b"{}"}, photos=7, skipped=skipped, images=28)
+    counts = {"train": 3, "validation": 4, "test": 4, "training_images": 20}
+    put(store, plan.selection, {"selection.json": b"{}"}, **counts)
+    for concept in plan.config.catalogue:
+        put(store, plan.edits(concept.id), {}, images=11)
+    base = {"generator.safetensors": weights((100, 20), (345,)), "preview.webp": sheet(3)}
+    put(store, plan.base, base, metrics={"sepia": scores("sepia")}, losses=[{"step": 5, "l1": 0.5}])
+    rounds = [
+        {"ranks": {"stem": 1, "up1": 1, "up2": 1}, "score": 3.5},
+        {"ranks": {"stem": 1, "up1": 2, "up2": 2}, "score": 2.25},
+        {"ranks": {"stem": 1, "up1": 4, "up2": 4}, "score": 2.375},
+    ]
+    ranks = {"ranks": rounds[1]["ranks"], "score": "fd_untrained", "concepts": {"charcoal": rounds}}
+    put(store, plan.ranks, {"ranks.json": json.dumps(ranks).encode()}, ranks=ranks["ranks"])
+    for name in SCORES:
+        put_adapter(store, plan, name, published=name != "neon")
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element closed in order; keeps text, and each start tag with its attributes."""
+
+    VOID = frozenset({"meta", "img"})
+
+    def __init__(self, html: bytes) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html.decode())
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"an attribute of {tag} occurs twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def report(store: Store, plan: Plan, **options: Any) -> bytes:
+    return build_report(store, plan, **{"failures": {}, "stage_seconds": {}, **options})
+
+
+def test_a_whole_farm(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    failures = {"fog": "the teacher <i>gave up</i>"}
+    html = report(store, plan, failures=failures, stage_seconds={"edits": 12.0, "report": 3.25})
+    page = Page(html)
+    for concept in plan.config.catalogue:
+        assert {"class": "card", "id": f"c-{concept.id}"} in page.of("article")
+        assert concept.prompt in page.text
+    for fact in ("2,345 parameters", "7 photos used", "1 skipped", "28 source images", "3 clusters", "hashing"):
+        assert fact in page.text
+    assert failures["fog"] in page.text and "<i>" not in html.decode()
+    assert "fd_untrained" in page.text and not re.search(r"\bFID\b", page.text.replace("is not FID", ""))
+    assert "1.25" in page.text and "0.250" in page.text and "12.0 s" in page.text and "3.2 s" in page.text
+    assert len(page.of("img")) == len(SCORES) + 1
+    assert all(image["loading"] == "lazy" and image["alt"] for image in page.of("img"))
+    assert len(html) < 2_000_000
+    assert report(store, plan, failures=failures, stage_seconds={"edits": 12.0, "report": 3.25}) == html
+
+
+def test_nothing_is_loaded_and_prompts_are_text(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    html = report(store, plan)
+    page = Page(html)
+    assert SCRIPT in page.text and "<b>broken</b>.jpg" in page.text
+    assert not page.of("script") and not page.of("link") and "<b>broken" not in html.decode()
+    for _, attributes in page.tags:
+        for name, value in attributes.items():
+            if name in ("src", "href"):
+                assert value is not None and value.startswith(("data:image/webp;base64,", "#"))
+            else:
+                assert "://" not in (value or "")
+    style = html.decode().partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+
+
+def test_numbers_and_order(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    facts = collect(store, plan, failures={"fog": "no"}, stage_seconds={"ranks": 2.0})
+    cards = {card.concept.id: card for card in facts["cards"]}
+    assert list(cards) == ["winter", "sepia", "charcoal", "neon", "fog"]
+    assert [cards[name].ratio for name in SCORES] == pytest.approx([0.25, 0.5, 0.975, 0.2])
+    assert [cards[name].role for name in ("sepia", "charcoal", "neon")] == ["base", "rank search", "adapter"]
+    assert cards["fog"].ratio is None and cards["fog"].version is None and cards["sepia"].version == 1
+    summary = facts["summary"]
+    assert summary["ratio"] == pytest.approx((0.25 + 0.5 + 0.975 + 0.2) / 4)
+    assert summary["unseen"] == pytest.approx((0.975 + 0.2) / 2)
+    assert summary["states"] == {"published": 3, "not published": 1, "failed": 1}
+    assert summary["parameters"] == [80]
+    assert summary["largest"] == summary["size"] == len(weights((4, 10), (10, 4)))
+    [(_, _, why)] = [row for row in facts["trouble"] if row[0] == "neon"]
+    assert why == "L1 0.390 is more than 0.95 of the untouched photo's 0.400 (adapters.max_l1_ratio)"
+    assert facts["ranks"]["searches"] == [("charcoal", [3.5, 2.25, 2.375], 1)]
+    assert facts["ranks"]["layers"] == [(["stem"], (1, 1, 1), 1), (["up1", "up2"], (1, 2, 4), 2)]
+    costs = {cost["stage"]: cost for cost in facts["costs"]}
+    assert costs["ranks"] == {"stage": "ranks", "artifacts": 1, "run": 2.0, "longest": 7.0, "device": 5.0}
+    assert costs["adapter"]["device"] == 20 and costs["edits"]["artifacts"] == 5
+
+
+def test_an_empty_farm_and_every_stage_of_a_partial_one(tmp_path: Path, plan: Plan) -> None:
+    page = Page(report(LocalStore(tmp_path / "empty"), plan, failures={"base": "out of memory"}))
+    assert "—" in page.text and "out of memory" in page.text and not page.of("img")
+    whole = LocalStore(tmp_path / "whole")
+    put_farm(whole, plan)
+    single = (plan.sources, plan.selection, plan.base, plan.ranks)
+    for spec in (*single, plan.edits("neon"), plan.adapter("winter")):
+        key = f"{spec.path}/manifest.json"
+        manifest = whole.get(key)
+        whole.delete(key)
+        page = Page(report(whole, plan))
+        assert all(concept.prompt in page.text for concept in plan.config.catalogue)
+        whole.put_if_absent(key, manifest)
+
+
+def test_the_base_concept_needs_no_adapter(tmp_path: Path, plan: Plan) -> None:
+    facts = collect(LocalStore(tmp_path), plan, failures={}, stage_seconds={})
+    states = {card.concept.id: card.state for card in facts["cards"]}
+    assert states == {"sepia": "in the base", **dict.fromkeys(("charcoal", "neon", "winter", "fog"), "not made")}
+    assert [name for name, _, _ in facts["trouble"]] == ["charcoal", "fog", "neon", "winter"]
+
+
+def test_damage_is_told_and_the_rest_shown(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    store.put(f"{plan.adapter('winter').path}/preview.webp", b"no picture")
+    store.put(f"{plan.base.path}/manifest.json", b"{")
+    store.put(f"{plan.ranks.path}/ranks.json", b"{}")
+    page = Page(report(store, plan))
+    facts = collect(store, plan, failures={}, stage_seconds={})
+    troubles = {name: (state, why) for name, state, why in facts["trouble"]}
+    assert {"winter", "base", "ranks"} <= troubles.keys()
+    assert all(troubles[name][0] == "failed" for name in ("winter", "base", "ranks"))
+    assert "preview.webp is not the file that was put there" in page.text
+    assert facts["summary"]["ratios"] == 3
+
+
+def test_another_adapter_in_the_registry_is_not_this_one(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_adapter(store, plan, "winter", published=False)
+    Registry(store).publish("winter", adapter="adapters/winter/old", digest="old", base="b", metrics={})
+    facts = collect(store, plan, failures={}, stage_seconds={})
+    card = facts["cards"][0]
+    assert (card.concept.id, card.state, card.version) == ("winter", "not published", 1)
+    assert card.reason == "good enough, but not in the registry; version 1 in the registry is another adapter"
+
+
+def test_large_sheets_are_made_small_and_cut_by_concept() -> None:
+    pictures = pictures_of(sheet(6, columns=6, side=200), 2)
+    assert [(picture["width"], picture["height"]) for picture in pictures] == [(800, 400)] * 2
+    assert pictures[0]["uri"] != pictures[1]["uri"]
+
+
+def test_curves_and_parameter_counts() -> None:
+    assert curve_of([]) is None
+    curve = curve_of([{"step": step, "l1": 2.0 if step == 1 else 1.0} for step in range(1, 1001)])
+    assert curve is not None and curve["points"].startswith("0.1,1.0 ") and curve["points"].endswith("100.0,12.0")
+    assert len(curve["points"].split()) <= 120 and (curve["first"], curve["last"], curve["step"]) == (2.0, 1.0, 1000)
+    flat = curve_of([{"step": 3, "l1": 0.0}])
+    assert flat is not None and flat["points"] == "100.0,23.0"
+    assert parameter_count(weights((2, 3), (4,), ())) == 11

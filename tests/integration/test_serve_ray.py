@@ -1,0 +1,173 @@
+"""The service on a real Ray Serve, over a real socket."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+
+import httpx
+import numpy as np
+import PIL.Image
+import pytest
+import safetensors.torch
+import torch
+
+from e2gan.config import GeneratorConfig
+from e2gan.infer import edit_photo
+from e2gan.lora import crucial_layers, new_adapter, save
+from e2gan.model import build_generator
+from farm.artifacts import Spec, commit
+from farm.errors import UserError
+from farm.images import decode, encode
+from farm.registry import Registry
+from farm.serve.app import run
+from farm.serve.bank import AdapterBank
+from farm.store import LocalStore
+
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.server,
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`"),  # importing ray.serve 2.60
+]
+
+CONFIG = GeneratorConfig(channels=8)
+PHOTO = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+BODY = encode(PHOTO, "png")
+
+
+def publish(store, concept, *, seed):
+    """Publish a random adapter of a random base."""
+    generator = build_generator(CONFIG, seed=0)
+    base = commit(
+        store,
+        Spec(stage="pretrain", version=1, folder="bases"),
+        {
+            "config.json": json.dumps(asdict(CONFIG)).encode(),
+            "generator.safetensors": safetensors.torch.save(generator.state_dict()),
+        },
+        wall_seconds=0,
+    )
+    random = torch.Generator().manual_seed(seed)
+    adapter = new_adapter(generator, dict.fromkeys(crucial_layers(generator), 2), seed=seed)
+    for name, tensor in adapter.tensors.items():
+        if name.endswith(".lora_B"):
+            tensor.normal_(0, 0.5, generator=random)
+    files = save(adapter, base=base.digest)
+    files["text.safetensors"] = safetensors.torch.save({"text": torch.randn(77, 768, generator=random)})
+    made = commit(store, Spec(stage="adapt", version=1, folder=f"adapters/{concept}", seed=seed), files, wall_seconds=0)
+    return Registry(store).publish(concept, adapter=made.path, digest=made.digest, base=base.digest, metrics={})
+
+
+def expected(store, concept):
+    loaded = AdapterBank(store, byte_budget=1).get(concept)
+    return edit_photo(loaded.generator, loaded.text, PHOTO, longest_side=64)
+
+
+def pixels(response):
+    assert response.status_code == 200, response.text
+    return np.asarray(decode(response.content, what="the answer"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    store = LocalStore(tmp_path_factory.mktemp("serve") / "store")
+    publish(store, "fog", seed=1)
+    publish(store, "ink", seed=2)
+    return store
+
+
+@pytest.fixture(scope="module")
+def client(store):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:  # run sets these where they are missing
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        run({"store": store.url, "max_side": 64, "cache_mb": 1, "max_body_mb": 2}, port=port, block=False)
+    import ray
+    from ray import serve
+
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            yield client
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def test_requests_at_once_get_their_own_adapters(client, store):
+    wanted = {concept: expected(store, concept) for concept in ("fog", "ink")}
+
+    def ask(number):
+        concept = ("fog", "ink")[number % 2]
+        response = client.post(f"/v1/edit/{concept}", content=BODY)
+        assert response.headers["x-adapter-digest"] == Registry(store).get(concept).digest
+        return np.abs(pixels(response).astype(int) - wanted[concept]).max()
+
+    with ThreadPoolExecutor(6) as threads:
+        assert max(threads.map(ask, range(24))) <= 2  # replicas may compute with other thread counts
+
+
+def test_the_rest_of_the_interface(client):
+    assert client.get("/healthz").json() == {"status": "ok"}
+    assert [row["id"] for row in client.get("/v1/concepts").json()["concepts"]] == ["fog", "ink"]
+    assert "<title>" in client.get("/").text
+    webp = client.post("/v1/edit/ink", content=BODY, headers={"Accept": "image/webp"})
+    assert PIL.Image.open(io.BytesIO(webp.content)).format == "WEBP"
+
+
+def test_errors_are_problem_documents(client):
+    def chunks():
+        for _ in range(30):
+            yield bytes(100_000)
+
+    answers = {
+        404: client.post("/v1/edit/inkk", content=BODY),
+        400: client.post("/v1/edit/ink", content=BODY[:-100]),
+        405: client.get("/v1/edit/ink"),
+        413: client.post("/v1/edit/ink", content=chunks()),
+    }
+    for status, answer in answers.items():
+        assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+        assert answer.json()["status"] == status
+    assert answers[404].json()["near"] == ["ink"]
+    assert client.post("/v1/edit/ink", content=bytes(3_000_000)).status_code == 413
+
+
+def test_a_new_version_is_served_without_a_restart(client, store):
+    before = pixels(client.post("/v1/edit/fog", content=BODY))
+    entry = publish(store, "fog", seed=11)
+    deadline = time.monotonic() + 30
+    while (answer := client.post("/v1/edit/fog", content=BODY)).headers["x-adapter-version"] != "2":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert answer.headers["x-adapter-digest"] == entry.digest
+    assert np.abs(pixels(answer).astype(int) - before).mean() > 5
+
+
+def test_only_this_machine_can_connect(client):
+    import psutil
+    import ray
+
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.2", client.base_url.port))
+    if ray.util.get_node_ip_address() != "127.0.0.1":
+        pytest.skip("ray was imported before run could tell it to stay on 127.0.0.1")
+    ports = []
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ports += process.net_connections("tcp")
+    listening = [port for port in ports if port.status == "LISTEN"]
+    assert {port.laddr.ip.removeprefix("::ffff:") for port in listening} == {"127.0.0.1"}
+
+
+def test_serve_is_not_started_twice(client, store):
+    with pytest.raises(UserError, match="choose another port"):
+        run({"store": store.url}, port=client.base_url.port, block=False)
+    with pytest.raises(UserError, match="runs already"):
+        run({"store": store.url}, port=client.base_url.port - 1, block=False)
