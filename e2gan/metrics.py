@@ -169,9 +169,7 @@ class CleanFidFeatures:
 
     name = "clean_fid"
 
-    def __init__(
-        self, path: str | Path | None = None, *, download: bool = False, device: str = "cpu"
-    ) -> None:
+    def __init__(self, path: str | Path | None = None, *, download: bool = False, device: str = "cpu") -> None:
         from cleanfid.downloads_helper import check_download_inception, inception_url
         from cleanfid.inception_torchscript import InceptionV3W
         from cleanfid.resize import build_resizer
@@ -221,9 +219,7 @@ def frechet_distance(features_a: Features, features_b: Features) -> float:
         ValueError: fewer than two rows, unequal widths, or features that are not finite.
     """
     if features_a.ndim != 2 or features_b.ndim != 2 or features_a.shape[1] != features_b.shape[1]:
-        raise ValueError(
-            f"feature sets must be [n, d] of one d, not {features_a.shape} and {features_b.shape}"
-        )
+        raise ValueError(f"feature sets must be [n, d] of one d, not {features_a.shape} and {features_b.shape}")
     if min(len(features_a), len(features_b)) < 2:
         raise ValueError(
             f"a Fréchet distance needs at least 2 images a side, not {len(features_a)} and {len(features_b)}"
@@ -240,9 +236,7 @@ def frechet_distance(features_a: Features, features_b: Features) -> float:
     return max(0.0, float(distance))
 
 
-def evaluate(
-    generated: Tensor, target: Tensor, untouched: Tensor, extractors: Sequence[FeatureExtractor]
-) -> Scores:
+def evaluate(generated: Tensor, target: Tensor, untouched: Tensor, extractors: Sequence[FeatureExtractor]) -> Scores:
     """Score generated images against the teacher's, pair by pair and as sets.
 
     Args:

@@ -68,9 +68,7 @@ def next_ranks(ranks: Mapping[str, int], thresholds: Mapping[str, int]) -> Ranks
     return doubled if doubled != ranks else None
 
 
-def finished(
-    rounds: Sequence[RankRound], thresholds: Mapping[str, int], tolerance: float, patience: int
-) -> bool:
+def finished(rounds: Sequence[RankRound], thresholds: Mapping[str, int], tolerance: float, patience: int) -> bool:
     """Whether the search ends after `rounds`: every layer at its threshold, or the score saturated.
 
     Saturated means that the best of the last `patience` rounds improves on the best before them by no more
@@ -82,9 +80,7 @@ def finished(
             `patience` is below 1.
     """
     if tolerance < 0 or patience < 1:
-        raise ValueError(
-            f"tolerance must be at least 0 and patience at least 1, not {tolerance} and {patience}"
-        )
+        raise ValueError(f"tolerance must be at least 0 and patience at least 1, not {tolerance} and {patience}")
     if not rounds:
         return False
     if next_ranks(rounds[-1].ranks, thresholds) is None:
@@ -167,14 +163,10 @@ def merge(searched: Iterable[Mapping[str, int]]) -> Ranks:
     for found in ranks:
         if found.keys() != ranks[0].keys():
             odd = min(found.keys() ^ ranks[0].keys())
-            raise ValueError(
-                f"searches to merge must be over the same layers; {odd!r} is missing from one of them"
-            )
+            raise ValueError(f"searches to merge must be over the same layers; {odd!r} is missing from one of them")
     return {layer: max(found[layer] for found in ranks) for layer in ranks[0]}
 
 
 def _check(done: RankRound) -> None:
     if not math.isfinite(done.score):
-        raise ValueError(
-            f"the score at ranks {done.ranks} is {done.score}; a round's score must be a finite number"
-        )
+        raise ValueError(f"the score at ranks {done.ranks} is {done.score}; a round's score must be a finite number")

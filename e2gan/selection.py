@@ -89,11 +89,7 @@ class ClipImageEmbedding:
             scale = size / min(height, width)
             shape = (max(size, int(height * scale)), max(size, int(width * scale)))
             x = chunk.to(self._device).float()
-            x = (
-                F.interpolate(x, shape, mode="bicubic", antialias=True, align_corners=False)
-                .round()
-                .clamp(0, 255)
-            )
+            x = F.interpolate(x, shape, mode="bicubic", antialias=True, align_corners=False).round().clamp(0, 255)
             top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
             x = x[:, :, top : top + size, left : left + size]
             embeds: Tensor = self._model(pixel_values=(x / 255 - mean) / std).image_embeds

@@ -124,9 +124,7 @@ class ClipTextEncoder:
             ValueError: the prompt is empty.
         """
         _check_not_empty(prompt)
-        tokens = self._tokenizer(
-            prompt, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
-        )
+        tokens = self._tokenizer(prompt, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
         # Without an attention mask: Stable Diffusion 1.5 lets the padding rows look back at the prompt.
         hidden: Tensor = self._model(input_ids=tokens.input_ids.to(self._device)).last_hidden_state
         return hidden[0].float().cpu()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from e2gan.config import TrainConfig
-from e2gan.losses import adversarial_loss
+from e2gan.losses import adversarial_loss, gradient_l1
 from e2gan.model import Generator, build_discriminator
 from e2gan.pairs import Pairs, to_unit
 
@@ -146,6 +146,9 @@ def train(
         edited = edited.float()
         now: dict[str, Tensor] = {"l1": (edited - wanted).abs().mean()}
         loss = config.l1_weight * now["l1"]
+        if config.gradient_weight:
+            now["gradient"] = gradient_l1(edited, wanted)
+            loss = loss + config.gradient_weight * now["gradient"]
 
         if adversarial and step >= config.adversarial_start * steps:
             # Discriminator: real pairs against edited ones.

@@ -60,9 +60,7 @@ def parse(kind: type[Document], data: bytes, *, store: Store, key: str, fix: str
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise IntegrityError(
-            f"{store.url}/{key} is damaged ({place}: {first['msg']}): {fix} and run again."
-        ) from error
+        raise IntegrityError(f"{store.url}/{key} is damaged ({place}: {first['msg']}): {fix} and run again.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +154,7 @@ def find(store: Store, path: str) -> Manifest | None:
         return None
     manifest = parse(Manifest, data, store=store, key=key, fix=f"delete the folder {path}")
     if manifest.path != path or manifest.spec.path != path or manifest.spec.digest != manifest.digest:
-        raise IntegrityError(
-            f"{store.url}/{key} does not describe its folder: delete the folder {path} and run again."
-        )
+        raise IntegrityError(f"{store.url}/{key} does not describe its folder: delete the folder {path} and run again.")
     return manifest
 
 
@@ -235,9 +231,7 @@ class Artifact:
             if FileEntry.of(data) == expected:
                 return data
             problem = f"is not the file that was put there ({len(data)} bytes, {expected.size} expected)"
-        raise IntegrityError(
-            f"{self.store.url}/{path}/{name} {problem}: delete the folder {path} and run again."
-        )
+        raise IntegrityError(f"{self.store.url}/{path}/{name} {problem}: delete the folder {path} and run again.")
 
 
 def open_artifact(store: Store, path: str) -> Artifact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +83,7 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
         print(json.dumps(found, indent=1))
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
@@ -91,7 +93,7 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
         "adapter",
         "published",
         "L1 / untouched",
-        title=f"{found['farm']}: {found['store']}",
+        title=escape(f"{found['farm']}: {found['store']}"),
     )
     for row in found["concepts"]:
         scores = row["metrics"]
@@ -99,7 +101,7 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
         version = f"v{row['published']}" if row["published"] else "-"
         stages = row["stages"]
         adapter = f"{stages['adapter']} ({row['error']})" if row["error"] else stages["adapter"]
-        table.add_row(row["id"], row["role"], stages["edits"], adapter, version, ratio)
+        table.add_row(row["id"], row["role"], stages["edits"], escape(adapter), version, ratio)
     console = Console()
     console.print(table)
     console.print(", ".join(f"{name} {state}" for name, state in found["stages"].items()))
@@ -122,9 +124,7 @@ def concepts_list(config: Config, override: Override = None, as_json: Json = Fal
     published = Registry(open_store(loaded.store)).list()
     for concept in loaded.catalogue:
         entry = published.get(concept.id)
-        print(
-            f"{concept.id:<32} {f'v{entry.version}' if entry else '-':<5} {concept.editor.kind:<11} {concept.prompt}"
-        )
+        print(f"{concept.id:<32} {f'v{entry.version}' if entry else '-':<5} {concept.editor.kind:<11} {concept.prompt}")
 
 
 @app.command()
@@ -136,7 +136,7 @@ def edit(
     ],
     concept: Annotated[str, typer.Option("--concept", help="The concept's id.", show_default=False)],
     side: Annotated[
-        int | None, typer.Option("--side", help="Longest side in pixels; default serve.max_side.")
+        int | None, typer.Option("--side", min=16, help="Longest side in pixels; default serve.max_side.")
     ] = None,
     override: Override = None,
 ) -> None:
@@ -159,9 +159,7 @@ def edit(
     store = open_store(loaded.store)
     loaded.concept(concept)
     adapter = AdapterBank(store, byte_budget=loaded.serve.cache_mb * 2**20).get(concept)
-    edited = edit_photo(
-        adapter.generator, adapter.text, np.asarray(photo), longest_side=side or loaded.serve.max_side
-    )
+    edited = edit_photo(adapter.generator, adapter.text, np.asarray(photo), longest_side=side or loaded.serve.max_side)
     _write(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]
     print(f"{target}  {edited.shape[1]}x{edited.shape[0]}  {concept} v{adapter.version} {adapter.digest}")
 
@@ -212,7 +210,8 @@ def _write(path: Path, data: bytes) -> None:
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place.") from error
 
 

@@ -177,9 +177,7 @@ def _check_concepts(path: Path, config: FarmConfig) -> None:
             find_concept(config.catalogue, name, key=f"{path}: {key}")
     both = sorted(set(config.base.concepts) & set(config.ranks.concepts))
     if both:
-        raise UserError(
-            f"{path}: ranks.concepts: {both[0]!r} is also in base.concepts; search ranks on others."
-        )
+        raise UserError(f"{path}: ranks.concepts: {both[0]!r} is also in base.concepts; search ranks on others.")
 
 
 def _read_yaml(path: Path) -> Any:
@@ -189,10 +187,11 @@ def _read_yaml(path: Path) -> Any:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the path of a YAML file such as configs/demo.yaml."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date such as 2024-13-45
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}: is not YAML{place}: {getattr(error, 'problem', None) or error}.") from error
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{path}: is not YAML{place}: {problem}.") from error
 
 
 def _override(document: dict[str, Any], override: str) -> None:
@@ -201,7 +200,7 @@ def _override(document: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: write key=value, for example --set adapters.train.epochs=5.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"--set {override}: {text!r} is not a YAML value.") from error
     *parents, last = key.split(".")
     here: Any = document
@@ -224,18 +223,35 @@ def _sentence(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("procedural", "onnx"))
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        close = difflib.get_close_matches(str(first["loc"][-1]), _known_keys(), n=1)
+        close = difflib.get_close_matches(str(first["loc"][-1]), _keys_at(first["loc"][:-1]), n=1)
         return f"unknown key {place}; " + (
             f"did you mean {close[0]}?" if close else "remove it, see configs/demo.yaml."
         )
     if first["type"] in ("missing", "missing_keyword_only_argument"):
         return f"the key {place} is missing."
+    if first["type"] == "union_tag_not_found":
+        return f"the key {place}.kind is missing."
+    if first["type"] == "union_tag_invalid":
+        kinds = first["ctx"]["expected_tags"].replace(", ", " or ")
+        return f"{place}.kind: should be {kinds}, not {first['ctx']['tag']!r}."
+    if first["type"] == "string_pattern_mismatch":
+        return f"{place}: an id is lower-case words and digits joined by single hyphens, not {first['input']!r}."
     given = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     return f"{place}: {message}{given}."
 
 
-def _known_keys() -> set[str]:
-    """Every key a configuration can have, at any place."""
+def _keys_at(place: Sequence[str | int]) -> list[str]:
+    """The keys there can be at a place, which is as pydantic gives it: with indices and the tags of unions."""
     schema = FarmConfig.model_json_schema()
-    return {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
+    here = schema
+    for part in place:
+        if isinstance(part, int):
+            here = here["items"]
+        elif "discriminator" in here:
+            here = {"$ref": here["discriminator"]["mapping"][part]}
+        else:
+            here = here["properties"][part]
+        if "$ref" in here:
+            here = schema["$defs"][here["$ref"].rpartition("/")[2]]
+    return list(here["properties"])

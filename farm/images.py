@@ -48,9 +48,7 @@ def decode(data: bytes, *, what: str) -> PIL.Image.Image:
         except Exception as error:  # decoders raise anything on hostile data
             raise ImageError(f"{what}: the image file is damaged ({_brief(error)}).") from error
         if image.width * image.height > MAX_PIXELS:
-            raise ImageError(
-                f"{what}: {image.width} x {image.height} is more than {TOO_MANY}; scale it down."
-            )
+            raise ImageError(f"{what}: {image.width} x {image.height} is more than {TOO_MANY}; scale it down.")
         try:
             image.load()
             return _to_srgb(image)
@@ -58,9 +56,7 @@ def decode(data: bytes, *, what: str) -> PIL.Image.Image:
             raise ImageError(f"{what}: the image file is damaged ({_brief(error)}).") from error
 
 
-def encode(
-    image: Image | PIL.Image.Image, format: Literal["png", "jpeg", "webp"], *, quality: int = 90
-) -> bytes:
+def encode(image: Image | PIL.Image.Image, format: Literal["png", "jpeg", "webp"], *, quality: int = 90) -> bytes:
     """Encode an RGB image; `quality` 1 to 100 is for JPEG and WebP. The same image gives the same bytes."""
     picture = PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image
     buffer = io.BytesIO()
@@ -106,9 +102,7 @@ def _eight_bits(image: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Imag
 def _through_profile(colours: PIL.Image.Image, profile: bytes) -> PIL.Image.Image:
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        converted = ImageCms.profileToProfile(
-            colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        converted = ImageCms.profileToProfile(colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
         return colours.convert("RGB")
     assert converted is not None

@@ -15,6 +15,7 @@ from e2gan.config import TrainConfig
 from farm.artifacts import Spec
 from farm.config import FarmConfig
 from farm.editors import editor_fingerprint
+from farm.errors import UserError
 from farm.sources import fingerprint
 
 VERSIONS = {"sources": 1, "selection": 1, "edits": 1, "base": 1, "ranks": 1, "adapter": 1}
@@ -47,12 +48,14 @@ class Plan:
 
     @property
     def base(self) -> Spec:
+        base = self.config.base
         config = {
+            "concepts": list(base.concepts),  # their order is that of the training data
             "model": asdict(self.config.model),
-            "train": _train(self.config.base.train),
+            "train": _train(base.train),
             "text": self._text,
         }
-        return self._spec("base", "bases", config, self._edits(*self.config.base.concepts))
+        return self._spec("base", "bases", config, self._edits(*base.concepts))
 
     @property
     def ranks(self) -> Spec:
@@ -116,7 +119,12 @@ def make_plan(config: FarmConfig) -> Plan:
     Raises:
         UserError: photographs or a teacher's model are missing; the sentence names the concept.
     """
-    editors = {concept.id: editor_fingerprint(concept.editor, concept.id) for concept in config.catalogue}
+    editors = {}
+    for concept in config.catalogue:
+        try:
+            editors[concept.id] = editor_fingerprint(concept.editor, concept.id)
+        except UserError as error:
+            raise UserError(f"catalogue: {concept.id}: {error}") from error
     return Plan(config=config, photos=fingerprint(config.sources), editors=editors)
 
 

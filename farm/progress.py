@@ -34,7 +34,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         """One line above the bars."""
-        self.console.print(line, highlight=False)
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, name: str) -> Iterator[Bar]:

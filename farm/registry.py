@@ -62,9 +62,7 @@ class Registry:
         concepts = [key.removeprefix("registry/").removesuffix(".json") for key in keys]
         return {concept: entry for concept in concepts if (entry := self.get(concept))}
 
-    def publish(
-        self, concept: str, *, adapter: str, digest: str, base: str, metrics: Mapping[str, Any]
-    ) -> Entry:
+    def publish(self, concept: str, *, adapter: str, digest: str, base: str, metrics: Mapping[str, Any]) -> Entry:
         """Make the adapter the concept's current one, with the next version; return the entry.
 
         Publishing the digest that is current already changes nothing. Losing a race means trying again on top
@@ -98,9 +96,7 @@ class Registry:
             data, etag = self.store.get_with_etag(key)
         except NotFoundError:
             return None
-        return parse(
-            Entry, data, store=self.store, key=key, fix="restore it, or delete it to publish anew,"
-        ), etag
+        return parse(Entry, data, store=self.store, key=key, fix="restore it, or delete it to publish anew,"), etag
 
 
 def _path(concept: str) -> str:

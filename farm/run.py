@@ -48,9 +48,7 @@ class Todo:
     publish: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        return any(
-            (self.sources, self.selection, self.edits, self.base, self.ranks, self.adapters, self.publish)
-        )
+        return any((self.sources, self.selection, self.edits, self.base, self.ranks, self.adapters, self.publish))
 
     def lines(self) -> list[str]:
         """What would be done, a line a step."""
@@ -81,15 +79,12 @@ def make_todo(store: Store, plan: Plan) -> Todo:
         publish=tuple(
             c
             for c, manifest in adapters.items()
-            if manifest is None
-            or (published.get(c) != manifest.digest and _good(plan, manifest.summary["metrics"]))
+            if manifest is None or (published.get(c) != manifest.digest and _good(plan, manifest.summary["metrics"]))
         ),
     )
 
 
-def run(
-    config: FarmConfig, *, screen: Screen, stages: Sequence[str] = STAGES, dry_run: bool = False
-) -> Outcome:
+def run(config: FarmConfig, *, screen: Screen, stages: Sequence[str] = STAGES, dry_run: bool = False) -> Outcome:
     """Run the stages asked for, in order.
 
     Every stage looks at the store first, so the same command after an interruption, however rough, goes on where it
@@ -112,6 +107,7 @@ class Run:
         self.outcome = Outcome(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}")
         self._events: list[dict[str, Any]] = []
         self._ray = ExitStack()
+        self._connected = False
 
     def execute(self, stages: Sequence[str], *, dry_run: bool) -> Outcome:
         todo = make_todo(self.store, self.plan)
@@ -145,12 +141,12 @@ class Run:
         from farm.stages.select import select
 
         if find(self.store, self.plan.sources.path) is None:
-            with self._stage("ingest") as bar:
+            with self._stage("sources") as bar:
                 manifest = ingest(self.store, self.plan, bar.update)
             for skipped in manifest.summary["skipped"]:
                 self.screen.say(f"  skipped {skipped['name']}: {skipped['reason']}")
         if find(self.store, self.plan.selection.path) is None:
-            with self._stage("select") as bar:
+            with self._stage("selection") as bar:
                 manifest = select(self.store, self.plan)
                 bar.update(
                     1,
@@ -161,8 +157,8 @@ class Run:
             self._connect()
             from farm import cluster
 
-            with self._stage("edit") as bar:
-                self._failed("edit", cluster.edit_concepts(self.store, self.plan, todo, bar))
+            with self._stage("edits") as bar:
+                self._failed("edits", cluster.edit_concepts(self.store, self.plan, todo, bar))
 
     def _base(self) -> None:
         if find(self.store, self.plan.base.path) is None:
@@ -187,7 +183,7 @@ class Run:
         from farm.stages.adapt import publish
 
         self._need("the base", self.plan.base.path, "jobs/pretrain_base.py")
-        self._need("the ranks", self.plan.ranks.path, "jobs/search_ranks.py")
+        self._need("the rank search", self.plan.ranks.path, "jobs/search_ranks.py")
         todo = make_todo(self.store, self.plan)
         ready = [c for c in todo.adapters if c not in todo.edits]
         for concept_id in todo.edits:
@@ -201,20 +197,19 @@ class Run:
             self._connect()
             from farm import cluster
 
-            with self._stage("adapters") as bar:
-                self._failed("adapters", cluster.train_adapters(self.store, self.plan, ready, bar, done))
+            with self._stage("adapter") as bar:
+                self._failed("adapter", cluster.train_adapters(self.store, self.plan, ready, bar, done))
         for concept_id in set(todo.publish) - set(todo.adapters):
             done(concept_id)
 
     def _connect(self) -> None:
         """Ray, from the first stage that needs it to the end of the run."""
-        import ray
-
-        if not ray.is_initialized():
+        if not self._connected:
             from farm.cluster import connected
 
             self.screen.say("starting Ray")
             self._ray.enter_context(connected(self.config.cluster))
+            self._connected = True
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[Any]:
@@ -230,9 +225,7 @@ class Run:
     def _failed(self, stage: str, failures: dict[str, Any]) -> None:
         for concept_id, failure in sorted(failures.items()):
             self.outcome.failures[concept_id] = f"{stage}: {failure.message}"
-            self._event(
-                stage, "failed", concept=concept_id, error=failure.message, traceback=failure.traceback
-            )
+            self._event(stage, "failed", concept=concept_id, error=failure.message, traceback=failure.traceback)
 
     def _need(self, what: str, path: str, job: str) -> None:
         if find(self.store, path) is None:
@@ -241,9 +234,7 @@ class Run:
     def _need_edits(self, key: str, concept_ids: Sequence[str]) -> None:
         for concept_id in concept_ids:
             if find(self.store, self.plan.edits(concept_id).path) is None:
-                reason = self.outcome.failures.get(
-                    concept_id, "run jobs/build_concepts.py or `farm run` first."
-                )
+                reason = self.outcome.failures.get(concept_id, "run jobs/build_concepts.py or `farm run` first.")
                 raise UserError(f"{key}: {concept_id} has no edits: {reason}")
 
     def _unpublished(self) -> None:
@@ -262,9 +253,7 @@ class Run:
 
         key = f"runs/{self.outcome.run_id}/report.html"
         failures = {**self.outcome.failures, **self.outcome.unpublished}
-        self.store.put(
-            key, build_report(self.store, self.plan, failures=failures, stage_seconds=self.outcome.seconds)
-        )
+        self.store.put(key, build_report(self.store, self.plan, failures=failures, stage_seconds=self.outcome.seconds))
         self.store.put(f"runs/{self.outcome.run_id}/plan.json", json.dumps(self._addresses()).encode())
         return key
 

@@ -157,28 +157,6 @@ def read_photos(config: SourcesConfig) -> Iterator[Photo | Skipped]:
             yield Photo(id=file.id, name=file.name, sha256=sha256, image=image)
 
 
-def load_photos(config: SourcesConfig) -> tuple[list[Photo], list[Skipped]]:
-    """All photographs that can be used, and the files that cannot.
-
-    Raises:
-        UserError: none can, or see `list_photos`.
-    """
-    photos: list[Photo] = []
-    skipped: list[Skipped] = []
-    for found in read_photos(config):
-        if isinstance(found, Photo):
-            photos.append(found)
-        else:
-            skipped.append(found)
-    if not photos:
-        raise UserError(
-            f"sources.path: none of the {len(skipped)} images in {config.path or 'the bundle'} can be used, "
-            f"first {skipped[0].name} ({skipped[0].reason.rstrip('.')}); name a folder of photographs of at "
-            f"least {config.size} x {config.size} pixels."
-        )
-    return photos, skipped
-
-
 def crops(photo: Photo, config: SourcesConfig, seed: int) -> dict[str, Image]:
     """Cut a photograph into `{"<photo id>-<number>": uint8 [size, size, 3]}`.
 

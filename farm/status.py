@@ -39,7 +39,7 @@ def farm_status(store: Store, plan: Plan) -> dict[str, Any]:
         key = plan.adapter_key(concept.id)
         if adapter is None and key in failed:
             row["stages"]["adapter"] = "failed"
-            row["error"] = (failed[key].error or "").strip().splitlines()[-1]
+            row["error"] = (failed[key].error.strip() or "no reason given").splitlines()[-1]
         elif adapter is None and key in pending:
             row["stages"]["adapter"] = "running" if key in leased else "queued"
         row["stages"]["published"] = "done" if row["current"] else "missing"

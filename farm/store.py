@@ -89,13 +89,19 @@ def open_store(url: str) -> Store:
     """
     scheme, separator, _ = url.partition("://")
     if not separator:
-        return LocalStore(Path(url).expanduser().absolute())
+        return LocalStore(_start() / Path(url).expanduser())
     if scheme == "s3":
         raise UserError(f"The store {url} is in S3, which is not built yet: name a local folder instead.")
     address = urlsplit(url)
     if scheme != "file" or address.netloc or address.path in ("", "/"):
         raise UserError(f"The store {url} cannot be opened: write file:///absolute/path or a folder's path.")
     return LocalStore(Path(unquote(address.path)))
+
+
+def _start() -> Path:
+    """Where a relative path starts: here, but at ~/e2gan-farm in a Ray job, whose own folder Ray deletes."""
+    here = Path.cwd()
+    return Path.home() / "e2gan-farm" if "working_dir_files" in here.parts else here
 
 
 def check_key(key: str) -> None:

@@ -96,7 +96,7 @@ tags: [e2gan, lora, image-to-image]
 # {concept.id}
 
 {concept.prompt} ({concept.domain}), learned from the `{concept.editor.kind}` teacher. A LoRA adapter in peft's format
-for the E2GAN base `{plan.base.digest}`; read it with `e2gan.lora.load`, which registers LoRA on transposed convolutions.
+for the E2GAN base `{plan.base.digest}`; read it with `e2gan.lora.load`, which knows LoRA on transposed convolutions.
 
 On {scores["n"]} test images (values in -1..1): L1 to the teacher {scores["l1"]:.3f} (untouched photo
 {scores["l1_untouched"]:.3f}), PSNR {scores["psnr"]:.2f} dB, SSIM {scores["ssim"]:.3f}, {distances}.

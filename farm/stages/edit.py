@@ -46,16 +46,12 @@ def edit_part(store: Store, plan: Plan, concept_id: str, part: int) -> float:
     return seconds
 
 
-def commit_edits(
-    store: Store, plan: Plan, concept_id: str, *, wall_seconds: float, device_seconds: float
-) -> Manifest:
+def commit_edits(store: Store, plan: Plan, concept_id: str, *, wall_seconds: float, device_seconds: float) -> Manifest:
     """Commit `edits/<concept>/<digest>` once all its parts are in the store."""
     spec = plan.edits(concept_id)
     files: dict[str, bytes | None] = {_part_name(part): None for part in range(part_count(store, plan))}
     summary = {"images": len(_edited_ids(store, plan))}
-    return commit(
-        store, spec, files, wall_seconds=wall_seconds, device_seconds=device_seconds, summary=summary
-    )
+    return commit(store, spec, files, wall_seconds=wall_seconds, device_seconds=device_seconds, summary=summary)
 
 
 def edited_pairs(store: Store, plan: Plan, concept_id: str, split: str) -> Pairs:

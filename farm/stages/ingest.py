@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from e2gan.pairs import Image, read_table, write_table
 from farm.artifacts import Artifact, Manifest, commit, open_artifact
+from farm.errors import UserError
 from farm.plan import Plan
 from farm.sources import Skipped, crops, list_photos, read_photos, split_photos
 from farm.store import Store
@@ -42,15 +43,19 @@ def ingest(store: Store, plan: Plan, on_progress: Callable[[int, int], None]) ->
             skipped.append({"name": found.name, "reason": found.reason})
         else:
             images = crops(found, config, plan.config.seed)
-            photos.append(
-                {"id": found.id, "name": found.name, "sha256": found.sha256, "images": list(images)}
-            )
+            photos.append({"id": found.id, "name": found.name, "sha256": found.sha256, "images": list(images)})
             rows.update(images)
             if len(rows) >= PART_ROWS:
                 flush()
         on_progress(done, total)
     if rows:
         flush()
+    if not photos:
+        raise UserError(
+            f"sources.path: none of the {total} images in {config.path or 'the bundle'} can be used, first "
+            f"{skipped[0]['name']} ({skipped[0]['reason'].rstrip('.')}); name a folder of photographs of at least "
+            f"{config.size} x {config.size} pixels."
+        )
     split = split_photos([str(photo["id"]) for photo in photos], config.split, plan.config.seed)
     part_of = {photo_id: part for part, photo_ids in split.items() for photo_id in photo_ids}
     for photo in photos:

@@ -50,8 +50,16 @@ def extractor(inception: str | None) -> FeatureExtractor:
 
 
 def text_embedding(config: FarmConfig, prompt: str) -> Tensor:
-    """A prompt's embedding, float32 `[77, 768]`."""
-    return _text_encoder(config.text)(prompt)
+    """A prompt's embedding, float32 `[77, 768]`.
+
+    Raises:
+        UserError: CLIP's weights are missing, or the prompt has no words.
+    """
+    encoder = _text_encoder(config.text)
+    try:
+        return encoder(prompt)
+    except ValueError as error:
+        raise UserError(f"catalogue: the prompt {prompt!r} cannot be encoded: {error}.") from error
 
 
 @lru_cache(maxsize=1)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+PREVIEW_CONCEPTS = 8
+"""Base concepts shown in the base's preview; the report shows every concept's adapter."""
+
+
 def train_base_worker(settings: Mapping[str, Any]) -> None:
     """What every Ray Train worker runs; the first one commits `bases/<digest>`.
 
@@ -118,7 +122,8 @@ def pretrain(
     for concept in concepts:
         scores, pictures = judge(store, plan, concept.concept, generator, concept.text)
         metrics[concept.concept] = scores
-        rows += spread(pictures, 6)
+        if len(rows) < 3 * PREVIEW_CONCEPTS:
+            rows += spread(pictures, 6)
     seconds = time.monotonic() - started
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
     files: dict[str, bytes | None] = {

@@ -84,13 +84,9 @@ def search(
         attach(generator, adapter)
         train(generator, [pairs], config.ranks.train, seed=seed, device=device, on_progress=on_progress)
         adapter = extract(generator)
-        scores, _ = judge(
-            store, plan, concept_id, adapted_generator(model, weights, adapter), text, split="validation"
-        )
+        scores, _ = judge(store, plan, concept_id, adapted_generator(model, weights, adapter), text, split="validation")
         score = scores["frechet"][plan.score_name]
-        state = SearchState(
-            rounds=[*state.rounds, RankRound(ranks=dict(ranks), score=score)], adapter=adapter
-        )
+        state = SearchState(rounds=[*state.rounds, RankRound(ranks=dict(ranks), score=score)], adapter=adapter)
         if on_round:
             on_round(state)
         return score

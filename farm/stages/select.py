@@ -25,6 +25,12 @@ def select(store: Store, plan: Plan) -> Manifest:
     started = time.monotonic()
     config = plan.config.selection
     ids = split_ids(store, plan)
+    for split in ("validation", "test"):
+        if len(ids[split]) < 2:
+            raise UserError(
+                f"sources.split.{split}: {len(ids[split])} image is too few to judge on, at least 2 are needed; "
+                f"raise sources.split.{split} or sources.crops_per_photo, or give more photographs."
+            )
     found = len(ids["train"])
     if config.clusters is not None and config.clusters > found:
         raise UserError(
@@ -34,11 +40,7 @@ def select(store: Store, plan: Plan) -> Manifest:
     if config.clusters is not None:
         images = read_images(open_artifact(store, plan.sources.path))
         try:
-            embed = (
-                thumbnail_embedding
-                if config.embedding == "thumbnail"
-                else ClipImageEmbedding(config.path or "")
-            )
+            embed = thumbnail_embedding if config.embedding == "thumbnail" else ClipImageEmbedding(config.path or "")
             vectors = embed(to_tensor(images[i] for i in ids["train"]))
         except ValueError as error:
             raise UserError(f"selection.path: {error}") from error

@@ -93,8 +93,7 @@ def test_untrained_distance_grows_with_the_harm() -> None:
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(images.shape, generator=generator)
     distances = [
-        frechet_distance(extractor((images + level * noise).clamp(-1, 1)), target)
-        for level in (0, 0.05, 0.1, 0.2, 0.4)
+        frechet_distance(extractor((images + level * noise).clamp(-1, 1)), target) for level in (0, 0.05, 0.1, 0.2, 0.4)
     ]
     assert distances == sorted(distances)
     assert distances[0] == pytest.approx(0, abs=1e-9)
@@ -285,16 +284,12 @@ def test_clean_fid_weights_come_only_when_asked_for(
 
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     missing = tmp_path / "a" / "inception-2015-12-05.pt"
-    with pytest.raises(
-        ValueError, match=rf"missing at {missing}: put https://\S+inception-2015-12-05.pt there"
-    ):
+    with pytest.raises(ValueError, match=rf"missing at {missing}: put https://\S+inception-2015-12-05.pt there"):
         CleanFidFeatures(missing.parent)
     with pytest.raises(ValueError, match="loads Inception weights from a file named"):
         CleanFidFeatures(tmp_path / "other.pt")
     assert not missing.parent.exists()
 
-    monkeypatch.setattr(
-        "urllib.request.urlopen", lambda _: (inception_folder / "inception-2015-12-05.pt").open("rb")
-    )
+    monkeypatch.setattr("urllib.request.urlopen", lambda _: (inception_folder / "inception-2015-12-05.pt").open("rb"))
     assert CleanFidFeatures(missing.parent, download=True)(smooth(2)).shape == (2, 2048)
     assert [file.name for file in missing.parent.iterdir()] == [missing.name]

@@ -55,9 +55,7 @@ def test_planted_clusters_give_their_middles() -> None:
     middles = rng.normal(size=(12, 16)) * 20
     # Symmetric pairs around each middle, so that the middle itself is the member nearest the mean.
     offsets = rng.normal(size=(12, 4, 16))
-    points = np.concatenate(
-        [middles, *(middles + side * offsets[:, i] for i in range(4) for side in (1, -1))]
-    )
+    points = np.concatenate([middles, *(middles + side * offsets[:, i] for i in range(4) for side in (1, -1))])
     shuffled = rng.permutation(len(points))
     ids = [f"{index:04}" for index in shuffled]
     assert similarity_clusters(points[shuffled], ids, 12, seed=3) == names(12)
@@ -159,9 +157,7 @@ def test_thumbnail_of_flat_images_is_their_colour_in_oklab() -> None:
     np.testing.assert_allclose(red.reshape(5, 64)[:3, 0] * 8, [0.62796, 0.22486, 0.12585], atol=1e-4)
     assert not white[192:].any()
     assert not black.any()
-    assert np.linalg.norm(white - black) == pytest.approx(
-        1.0, abs=1e-4
-    )  # the colours' distance, over the image
+    assert np.linalg.norm(white - black) == pytest.approx(1.0, abs=1e-4)  # the colours' distance, over the image
 
 
 def test_thumbnail_tells_directions_apart() -> None:

@@ -73,9 +73,7 @@ def negative(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes=st.lists(st.tuples(st.integers(1, 13), st.integers(1, 13)), min_size=0, max_size=7),
     batch_size=st.integers(1, 4),
 )
-def test_the_model_is_applied_to_every_image(
-    negative: Path, sizes: list[tuple[int, int]], batch_size: int
-) -> None:
+def test_the_model_is_applied_to_every_image(negative: Path, sizes: list[tuple[int, int]], batch_size: int) -> None:
     images = [noise(*size, seed=i) for i, size in enumerate(sizes)]
     edited = open_model(negative, batch_size=batch_size).edit(images, "", [0] * len(images))
     for image, result in zip(images, edited, strict=True):
@@ -101,9 +99,7 @@ def test_models_of_one_batch_size_or_image_size(tmp_path: Path) -> None:
     images = [noise(8, 8, seed) for seed in range(3)]
     edited = open_model(path).edit(images, "", [0, 0, 0])
     assert all(np.array_equal(a, b) for a, b in zip(images, edited, strict=True))
-    with pytest.raises(
-        UserError, match=r"takes images of 8 x 8 pixels only, not 12 x 8 \(see sources\.size\)"
-    ):
+    with pytest.raises(UserError, match=r"takes images of 8 x 8 pixels only, not 12 x 8 \(see sources\.size\)"):
         open_model(path).edit([noise(12, 8)], "", [0])
 
 

@@ -43,9 +43,7 @@ def distance(first: Image, second: Image) -> float:
 
 
 def test_the_styles_asked_for_are_there() -> None:
-    wanted = (
-        "charcoal watercolour oil-painting pop-art sepia night autumn winter fog pointillism comic pixel-art"
-    )
+    wanted = "charcoal watercolour oil-painting pop-art sepia night autumn winter fog pointillism comic pixel-art"
     assert set(wanted.split()) <= set(STYLES)
     assert len(STYLES) >= 16
 

@@ -22,9 +22,7 @@ def registry(store):
 
 
 def publish(registry, digest, concept="van-gogh", **metrics):
-    return registry.publish(
-        concept, adapter=f"adapters/{concept}/{digest}", digest=digest, base="b0", metrics=metrics
-    )
+    return registry.publish(concept, adapter=f"adapters/{concept}/{digest}", digest=digest, base="b0", metrics=metrics)
 
 
 def test_versions_grow_and_history_keeps_every_release(registry):
@@ -88,9 +86,7 @@ def test_the_loser_of_a_race_publishes_on_top_of_the_winner(tmp_path):
     assert entry.version == 3
 
 
-@pytest.mark.parametrize(
-    "concept", ["", "Ink", "van gogh", "van--gogh", "-ink", "ink-", "../ink", "a/b", "ínk", "a\n"]
-)
+@pytest.mark.parametrize("concept", ["", "Ink", "van gogh", "van--gogh", "-ink", "ink-", "../ink", "a/b", "ínk", "a\n"])
 def test_refuses_what_is_no_concept_id(registry, concept):
     for call in (registry.get, registry.etag, lambda concept: publish(registry, "d1", concept)):
         with pytest.raises(ValueError, match="is not a concept's id"):

@@ -46,9 +46,12 @@ class ProceduralEditor:
 
     def edit(self, images: Sequence[Image], prompt: str, seeds: Sequence[int]) -> list[Image]:
         """See `Editor.edit`."""
+        from farm.editors.procedural.filters import auto_levels
+
         edited = []
         for image, seed in zip(images, seeds, strict=True):
-            pixels = self._style(image.astype(np.float32) / 255, np.random.default_rng(seed))
+            levelled = auto_levels(image.astype(np.float32) / 255)
+            pixels = self._style(levelled, np.random.default_rng(seed))
             edited.append(np.rint(pixels.clip(0, 1) * 255).astype(np.uint8))
         return edited
 

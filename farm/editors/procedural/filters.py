@@ -12,6 +12,17 @@ Pixels = NDArray[np.floating[Any]]
 """float32, 0..1: RGB colour `[h, w, 3]` or one plane `[h, w]`."""
 
 
+def auto_levels(image: Pixels) -> Pixels:
+    """The photo as "auto levels" leaves it: every channel brought to mean 0.5 and standard deviation 0.22, clipped.
+
+    Every style starts from it: instance norm makes the student blind to a photo's exposure and colour cast, so an
+    edit that depended on them could not be learned.
+    """
+    mean, deviation = image.mean((0, 1)), image.std((0, 1))
+    levelled: Pixels = ((image - mean) / (deviation + 0.02) * 0.22 + 0.5).clip(0, 1)
+    return levelled
+
+
 def side(image: Pixels) -> int:
     """The shorter side in pixels."""
     return int(min(image.shape[:2]))

@@ -1,0 +1,34 @@
+# Every target sets itself up on a machine with Python 3.11 or newer and pip.
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= configs/demo.yaml
+
+.PHONY: install demo test lint serve bench clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d: make PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/farm run --config $(CONFIG)
+
+serve: install
+	$(BIN)/farm serve --config $(CONFIG)
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python bench/train.py
+
+clean:
+	rm -rf work
