@@ -52,8 +52,8 @@ class Vanilla:
 def gradient_l1(edited: Tensor, wanted: Tensor) -> Tensor:
     """L1 between the images' differences to the next pixel, down and across: Mathieu et al., ICLR 2016, section 3.2.
 
-    A period-4 dot pattern, which strided and transposed convolutions leave where they are badly matched, costs little in
-    L1 and much here; so does blur.
+    Dots every few pixels, which badly matched strided and transposed convolutions leave, cost little in L1 and much
+    here; so does blur.
     """
     down, across = (edited - wanted).diff(dim=2), (edited - wanted).diff(dim=3)
     return down.abs().mean() + across.abs().mean()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import safetensors
 import safetensors.torch
@@ -115,7 +115,7 @@ def train(
 
     # Resume.
     identity = {
-        "config": asdict(config),
+        "config": asdict(replace(config, checkpoint_every=1)),  # how often it is saved changes nothing
         "seed": seed,
         "steps": steps,
         "concepts": [c.concept for c in concepts],

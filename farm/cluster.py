@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from e2gan.train import DivergedError
 from farm.config import ClusterConfig, Resources
 from farm.errors import UserError
 from farm.plan import Plan
@@ -391,7 +392,7 @@ def _user_error(error: BaseException) -> UserError | None:
     from ray.exceptions import RayTaskError
 
     for cause in _causes(error):
-        if isinstance(cause, UserError) and not isinstance(cause, RayTaskError):
+        if isinstance(cause, UserError | DivergedError) and not isinstance(cause, RayTaskError):
             return UserError(str(cause))
     return None
 

@@ -70,7 +70,7 @@ def build_report(store: Store, plan: Plan, *, failures: Mapping[str, str], stage
     )
     environment.filters.update(number=_number, count=_count, duration=_duration, size=_size)
     facts = collect(store, plan, failures=failures, stage_seconds=stage_seconds)
-    return environment.get_template("report.html.j2").render(facts).encode()
+    return environment.get_template("report.html.j2").render(facts).strip().encode()
 
 
 def collect(store: Store, plan: Plan, *, failures: Mapping[str, str], stage_seconds: Mapping[str, float]) -> Facts:

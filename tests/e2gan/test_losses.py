@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from e2gan.config import TrainConfig
-from e2gan.losses import adversarial_loss
+from e2gan.losses import adversarial_loss, gradient_l1
 
 Name = Literal["lsgan", "hinge", "vanilla"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -66,3 +66,18 @@ def test_finite_at_extreme_logits(name: Name) -> None:
 def test_every_configurable_name_has_a_loss() -> None:
     for name in NAMES:
         assert adversarial_loss(TrainConfig(adversarial_loss=name).adversarial_loss)
+
+
+def test_gradient_l1_by_hand() -> None:
+    wanted = torch.zeros(1, 1, 2, 3)
+    edited = torch.tensor([[[[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]]])
+    # Down: |0|, |-1|, |0|; across: |1|, |-1|, |0|, |0|.
+    assert gradient_l1(edited, wanted).item() == pytest.approx(1 / 3 + 2 / 4)
+
+
+def test_gradient_l1_sees_dots_and_not_brightness() -> None:
+    wanted = torch.zeros(1, 3, 8, 8)
+    dots = torch.zeros_like(wanted)
+    dots[..., ::4, ::4] = 1.0
+    assert gradient_l1(wanted + 0.5, wanted).item() == 0
+    assert gradient_l1(dots, wanted) > 3 * dots.abs().mean()

@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -167,19 +168,71 @@ def test_seed_alone_decides_the_weights() -> None:
     again, other = build_generator(TINY, seed=5), build_generator(TINY, seed=6)
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
-    assert not torch.equal(first.stem.weight, other.stem.weight)
+    for name in ("residual.0.conv1", "transformer.down"):  # narrow as it is, the others are all identity
+        assert not torch.equal(first.get_submodule(name).weight, other.get_submodule(name).weight)
     for a, b in zip(judge.parameters(), build_discriminator(4, seed=5).parameters(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_convolutions_start_as_in_pix2pix() -> None:
-    generator = build_generator(GeneratorConfig(channels=16), seed=0)
+    generator = build_generator(GeneratorConfig(channels=16, init="normal"), seed=0)
     for name, module in generator.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.1), name
             assert module.weight.mean().item() == pytest.approx(0, abs=2e-3), name
             assert module.bias is not None
             assert not module.bias.any(), name
+
+
+def correlations(config: GeneratorConfig) -> Tensor:
+    """Of the fresh generator's output with the photo, by photo and colour, `[n, 3]`.
+
+    Correlation leaves out what instance norm takes away: each colour's mean and standard deviation.
+    """
+    images = scenes(4, 64, 48)
+    text = noise(1, config.text_tokens, config.text_width)
+    with torch.no_grad():
+        edited = build_generator(config, seed=0)(images, text)
+    a, b = (x.flatten(2) - x.flatten(2).mean(2, keepdim=True) for x in (edited, images))
+    return (a * b).sum(2) / (a.norm(dim=2) * b.norm(dim=2))
+
+
+def scenes(n: int, height: int, width: int) -> Tensor:
+    """Blots of several sizes with edges and a little noise, unlike in every colour, `[n, 3, h, w]` in -1..1."""
+    size = {"size": (height, width), "mode": "bilinear", "align_corners": False}
+    blots = [F.interpolate(noise(n, 3, height // s, width // s, seed=s), **size) for s in (4, 8, 16)]
+    edges = F.interpolate(noise(n, 3, height // 8, width // 8, seed=1).sign(), size=(height, width))
+    return (0.2 * sum(blots) + 0.2 * edges + 0.05 * noise(n, 3, height, width)).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("channels", [32, 64])
+@pytest.mark.parametrize("transformer", [True, False])
+def test_a_generator_begins_by_passing_the_photo_on(channels: int, transformer: bool) -> None:
+    """Exposure aside, which the instance norms take away."""
+    config = GeneratorConfig(channels=channels, transformer=transformer)
+    assert config.init == "identity"
+    assert correlations(config).min() > 0.95
+    normal = GeneratorConfig(channels=channels, transformer=transformer, init="normal")
+    assert correlations(normal).abs().mean() < 0.7
+
+
+def test_a_fresh_generator_has_about_a_photos_contrast() -> None:
+    images = scenes(4, 64, 48)
+    with torch.no_grad():
+        edited = build_generator(GeneratorConfig(channels=32), seed=0)(images, noise(1, 77, 768))
+    assert 0.2 < edited.std() < 0.8
+
+
+@pytest.mark.parametrize("channels", [2, 4, 8, 16])
+def test_narrow_generators_begin_with_what_fits(channels: int) -> None:
+    config = GeneratorConfig(channels=channels)
+    with torch.no_grad():
+        edited = build_generator(config, seed=0)(photos(1, 32, 32), noise(1, 77, 768))
+    assert edited.isfinite().all()
+
+
+def test_the_baseline_begins_as_in_pix2pix() -> None:
+    assert pix2pix_nine_blocks().init == "normal"
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (64, 40), (256, 256)])

@@ -160,7 +160,7 @@ def test_usage_errors_and_help(config: Path, terminal: Terminal) -> None:
     assert terminal.farm("edit", "--config", config, "a.png", "b.png", "--concept", "sepia", "--side", "8")[0] == 2
     for command in ([], ["run"], ["status"], ["concepts"], ["concepts", "list"], ["edit"], ["serve"]):
         status, out, _ = terminal.farm(*command, "--help")
-        assert status == 0 and "Usage: farm" in out
+        assert status == 0 and "Usage: " in out and "--help" in out
 
 
 def test_an_interrupt_is_status_130(config: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,17 @@ def test_a_style_looks_alike_at_every_size(style: str) -> None:
     assert distance(small, reduced) < 0.5 * distance(small, photos(64)[1])
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_exposure_and_colour_cast_barely_change_an_edit(style: str) -> None:
+    """The student's instance norm does not see them, so an edit that followed them could not be learned."""
+    for image in photos(64):
+        other = np.rint(image * np.array([0.6, 0.7, 0.5]) + np.array([0.2, 0.1, 0.4]) * 255).astype(np.uint8)
+        assert other.min() > 0 and other.max() < 255, "nothing is clipped"
+        first, second = edit(style, [image, other], [0, 0])
+        assert distance(image, other) > 0.15
+        assert distance(first, second) < 0.25 * distance(image, other)
+
+
 def test_no_two_styles_are_alike() -> None:
     results = {style: edit(style, photos(64), [0, 0]) for style in STYLES}
     for first, second in itertools.combinations(STYLES, 2):

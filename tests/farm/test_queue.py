@@ -248,3 +248,11 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
 TestQueueAgainstModel = QueueAgainstModel.TestCase
 TestQueueAgainstModel.settings = settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+def test_a_worker_takes_only_what_it_can_work_on(queue):
+    queue.enqueue("first", {}, priority=9)
+    queue.enqueue("second", {})
+    assert queue.lease("worker", 60, among={"second"}).item.key == "second"
+    assert queue.lease("worker", 60, among={"second"}) is None
+    assert queue.lease("worker", 60).item.key == "first"
