@@ -50,18 +50,18 @@ class Todo:
     def __bool__(self) -> bool:
         return any((self.sources, self.selection, self.edits, self.base, self.ranks, self.adapters, self.publish))
 
-    def lines(self) -> list[str]:
-        """What would be done, a line a step."""
+    def lines(self, stages: Sequence[str]) -> list[str]:
+        """What these stages would do, a line a step."""
         steps = [
-            ("ingest the photographs" if self.sources else ""),
-            ("choose the training images" if self.selection else ""),
-            (f"edit {len(self.edits)} concepts: {', '.join(self.edits)}" if self.edits else ""),
-            ("pretrain the base" if self.base else ""),
-            ("search the ranks" if self.ranks else ""),
-            (f"train {len(self.adapters)} adapters: {', '.join(self.adapters)}" if self.adapters else ""),
-            (f"publish {len(self.publish)} concepts: {', '.join(self.publish)}" if self.publish else ""),
+            ("concepts", self.sources, "ingest the photographs"),
+            ("concepts", self.selection, "choose the training images"),
+            ("concepts", self.edits, f"edit {len(self.edits)} concepts: {', '.join(self.edits)}"),
+            ("base", self.base, "pretrain the base"),
+            ("ranks", self.ranks, "search the ranks"),
+            ("adapters", self.adapters, f"train {len(self.adapters)} adapters: {', '.join(self.adapters)}"),
+            ("adapters", self.publish, f"publish {len(self.publish)} concepts: {', '.join(self.publish)}"),
         ]
-        return [step for step in steps if step]
+        return [f"would {step}" for stage, wanted, step in steps if wanted and stage in stages]
 
 
 def make_todo(store: Store, plan: Plan) -> Todo:
@@ -112,8 +112,8 @@ class Run:
     def execute(self, stages: Sequence[str], *, dry_run: bool) -> Outcome:
         todo = make_todo(self.store, self.plan)
         if dry_run:
-            for line in todo.lines() or ["nothing: everything is in the store"]:
-                self.screen.say(f"would {line}" if todo else line)
+            for line in todo.lines(stages) or ["nothing to do: it is all in the store"]:
+                self.screen.say(line)
             return self.outcome
         if not todo:
             self.screen.say("everything is in the store already: nothing to do")

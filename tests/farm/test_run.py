@@ -93,8 +93,13 @@ def test_a_dry_run_of_a_farm_half_done(root: Path, tmp_path: Path, said: Screen)
         "would publish 4 concepts: charcoal, cyanotype, night, sepia",
     ]
     run(config_of(root), screen=said, dry_run=True)
-    assert lines(said)[-1] == "nothing: everything is in the store"
+    assert lines(said)[-1] == "nothing to do: it is all in the store"
     assert contents(tmp_path / "farm") == before
+
+
+def test_a_dry_run_of_one_stage_lists_its_steps_alone(tmp_path: Path, said: Screen) -> None:
+    run(config_of(tmp_path / "store"), screen=said, stages=["base"], dry_run=True)
+    assert lines(said) == ["would pretrain the base"]
 
 
 def test_a_whole_run_equals_its_stages_called_one_by_one(
