@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,8 @@ def run_stages(
     if unknown:
         raise UserError(f"--stage {unknown[0]}: the stages are {', '.join(farm_run.STAGES)}.")
     screen = Screen()
-    outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run)
+    with _naming(config):
+        outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run)
     if as_json:
         print(json.dumps(vars(outcome), indent=1))
     _print_outcome(loaded, outcome, screen)
@@ -78,7 +80,8 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
     from farm.store import open_store
 
     loaded = load_config(config, override or [])
-    found = farm_status(open_store(loaded.store), make_plan(loaded))
+    with _naming(config):
+        found = farm_status(open_store(loaded.store), make_plan(loaded))
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -201,6 +204,16 @@ def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:
         screen.say(", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items()))
     if outcome.report:
         screen.say(f"report: {open_store(config.store).url}/{outcome.report}")
+
+
+@contextmanager
+def _naming(config: Path) -> Iterator[None]:
+    """Put the configuration's file in front of a mistake that names one of its keys."""
+    try:
+        yield
+    except UserError as error:
+        key = str(error).partition(":")[0].partition(".")[0]
+        raise UserError(f"{config}: {error}" if key in FarmConfig.model_fields else str(error)) from error
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -82,7 +82,7 @@ def test_too_few_cpus_is_refused_at_once(tmp_path: Path) -> None:
     ended = farm("run", "--config", str(config))
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == (
-        "error: cluster.base.cpus: a worker wants 4 CPUs and the largest node has 1; "
+        f"error: {config}: cluster.base.cpus: a worker wants 4 CPUs and the largest node has 1; "
         "set cluster.base.cpus to at most 1 or add larger nodes."
     )
     assert not list((tmp_path / "store").glob("edits/*/*/manifest.json"))
