@@ -21,7 +21,7 @@ LAZY_MODULES = {
     "farm/editors/procedural/filters.py": {"cv2"},
 }
 E2GAN_NEVER = {"boto3", "diffusers", "farm", "fastapi", "jobs", "ray"}
-RAY_ONLY_IN = ("farm/cluster.py", "farm/stages/pretrain.py", "farm/stages/ranks.py", "farm/serve/", "jobs/")
+RAY_ONLY_IN = ("farm/cluster/", "farm/stages/pretrain.py", "farm/stages/ranks.py", "farm/serve/", "jobs/")
 
 
 @dataclass(frozen=True, kw_only=True)
