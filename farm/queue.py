@@ -14,8 +14,8 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,6 @@ class Queue:
     store: Store
     name: str
     now: Callable[[], float] = time.time
-    _order: dict[str, tuple[int, float, str]] = field(default_factory=dict, repr=False)
 
     def enqueue(self, key: str, payload: dict[str, Any], priority: int = 0) -> bool:
         """Add an item; False when the key is pending already, or has failed and waits for `retry`."""
@@ -86,7 +85,7 @@ class Queue:
         `owner` is `owner_name()` of the process whose death should free the item. `among`: the keys this worker can
         work on; another's items stay where they are.
         """
-        for key in self._ordered():
+        for key in [item.key for item in self.pending()]:
             if among is not None and key not in among:
                 continue
             hold = _Hold(owner=owner, token=uuid.uuid4().hex, seconds=seconds, expires_at=self.now() + seconds)
@@ -179,17 +178,9 @@ class Queue:
     def _broken(self, hold: _Hold) -> bool:
         return hold.expires_at <= self.now() or _gone(hold.owner)
 
-    def _ordered(self) -> list[str]:
-        """The pending keys in lease order. The order of an item never changes, so each is read only once."""
-        keys = set(self._keys("pending"))
-        order = {key: place for key, place in self._order.items() if key in keys}
-        order |= {item.key: _order(item) for item in self._items("pending", keys - order.keys())}
-        self._order = order
-        return sorted(order, key=order.__getitem__)
-
-    def _items(self, state: str, keys: Iterable[str] | None = None) -> list[Item]:
+    def _items(self, state: str) -> list[Item]:
         items = []
-        for key in self._keys(state) if keys is None else keys:
+        for key in self._keys(state):
             try:
                 items.append(self._item(state, key))
             except NotFoundError:  # it has moved on since it was listed

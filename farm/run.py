@@ -16,6 +16,7 @@ from farm.config import FarmConfig
 from farm.errors import UserError
 from farm.plan import Plan, make_plan
 from farm.progress import Screen
+from farm.queue import Queue
 from farm.registry import Registry
 from farm.store import Store, open_store
 
@@ -186,6 +187,11 @@ class Run:
         self._need("the rank search", self.plan.ranks.path, "jobs/search_ranks.py")
         todo = make_todo(self.store, self.plan)
         ready = [c for c in todo.adapters if c not in todo.edits]
+        queue = Queue(self.store, "adapters")
+        committed = {self.plan.adapter_key(c.id) for c in self.config.catalogue if c.id not in todo.adapters}
+        for item in [*queue.pending(), *queue.failed()]:
+            if item.key in committed:  # its driver died between the adapter's commit and the queue's
+                queue.drop(item.key)
         for concept_id in todo.edits:
             self.outcome.failures.setdefault(concept_id, "it has no edits: run jobs/build_concepts.py first")
 

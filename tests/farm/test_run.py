@@ -19,6 +19,7 @@ from farm.artifacts import find
 from farm.config import FarmConfig
 from farm.errors import UserError
 from farm.progress import Screen
+from farm.queue import Queue
 from farm.registry import Registry
 from farm.run import STAGES, Outcome, make_todo, run
 from farm.store import LocalStore, Store
@@ -298,3 +299,16 @@ def test_skipped_photographs_are_said(tmp_path: Path, monkeypatch: pytest.Monkey
     run(config_of(tmp_path / "farm", sources=sources, selection={}), screen=said, stages=["concepts"])
     skipped = [line.strip() for line in lines(said) if line.startswith("  skipped ")]
     assert [line.partition(":")[0] for line in skipped] == ["skipped [red]a.png", "skipped [red]b[/blue].png"]
+
+
+def test_an_item_left_by_a_driver_that_died_after_its_commit_is_dropped(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Screen
+) -> None:
+    Cluster().stand_in(monkeypatch)
+    store = copied(root, tmp_path / "farm")
+    queue, plan = Queue(store, "adapters"), plan_of(root)
+    queue.enqueue(plan.adapter_key("night"), {"concept": "night"})
+    queue.enqueue("of-another-farm", {"concept": "night"})
+    store.delete("registry/night.json")
+    run(config_of(tmp_path / "farm"), screen=said)
+    assert [item.key for item in queue.pending()] == ["of-another-farm"]
