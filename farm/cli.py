@@ -63,8 +63,12 @@ def run_stages(
     if unknown:
         raise UserError(f"--stage {unknown[0]}: the stages are {', '.join(farm_run.STAGES)}.")
     screen = Screen()
-    with _naming(config):
-        outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run)
+    try:
+        with _naming(config):
+            outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run)
+    except KeyboardInterrupt:
+        screen.say("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(vars(outcome), indent=1))
     _print_outcome(loaded, outcome, screen)
@@ -229,7 +233,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def main() -> None:
-    """The console script: a user's mistake is one sentence and status 2, Ctrl-C is status 130."""
+    """The console script: a user's mistake is one sentence and status 2."""
     guard(app)
 
 
@@ -240,6 +244,3 @@ def guard(command: Any) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from farm.cluster.watch import WORKER_RETRIES, followed, user_error
+from farm.cluster.watch import WORKER_RETRIES, followed, in_thread, user_error
 from farm.plan import Plan
 from farm.progress import Bar
 from farm.stages import pretrain, ranks
@@ -42,7 +42,7 @@ def pretrain_base(store: Store, plan: Plan, bar: Bar) -> None:
             ),
         )
         try:
-            trainer.fit()
+            in_thread(trainer.fit)
         except Exception as error:
             if mistake := user_error(error):
                 raise mistake from error
@@ -92,7 +92,7 @@ def search_ranks(store: Store, plan: Plan, bar: Bar) -> None:
                     failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
                 ),
             )
-        results: Any = tuner.fit()
+        results: Any = in_thread(tuner.fit)
     for error in results.errors:
         raise user_error(error) or error
     searched = {result.config["concept"]: [RankRound(**r) for r in result.metrics["rounds"]] for result in results}

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from e2gan.train import DivergedError
 from farm.errors import UserError
+
+Result = TypeVar("Result")
 
 POLL_SECONDS = 0.5
 WORKER_RETRIES = 3  # of work whose worker died; work that raised is not repeated
@@ -65,6 +68,23 @@ def followed(
         stop.set()
         thread.join()
         ray.kill(board)
+
+
+def in_thread(call: Callable[[], Result]) -> Result:
+    """Run a call in a thread of its own and wait for it: a Ctrl-C then interrupts the wait.
+
+    On the main thread Ray Train and Ray Tune put their own handler in its place, and Ray Train leaves it there.
+    """
+    outcome: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return outcome.result()
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

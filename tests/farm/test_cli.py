@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_a_run_from_nothing_then_again(tmp_path: Path, terminal: Terminal, monke
     assert (status, out) == (0, "")
     [report] = [line for line in err.splitlines() if line.startswith("report: ")]
     assert Path(report.removeprefix("report: file://")).is_file()
-    assert "sources 0 s, selection 0 s, edits " in err
+    assert re.search(r"^sources \d+ s, selection \d+ s, edits \d+ s, base ", err, re.MULTILINE)
     status, out, err = terminal.farm("run", "--config", config, "--json")
     assert status == 0
     assert err.splitlines() == ["everything is in the store already: nothing to do", report]
@@ -164,10 +165,10 @@ def test_usage_errors_and_help(config: Path, terminal: Terminal) -> None:
 
 
 def test_an_interrupt_is_status_130(config: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "app", interrupt)
+    monkeypatch.setattr("farm.run.run", interrupt)
     status, out, err = terminal.farm("run", "--config", config)
     assert (status, out) == (130, "") and err == "interrupted; the same command goes on from here\n"
 
