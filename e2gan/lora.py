@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from e2gan.model import Generator
-
-Ranks = dict[str, int]
+from e2gan.ranks import Ranks
 
 _PREFIX = "base_model.model."  # peft's name for the adapted model inside its saved keys
 
@@ -248,9 +247,9 @@ def _shapes(layer: nn.Module, rank: int) -> tuple[tuple[int, ...], tuple[int, ..
     if isinstance(layer, nn.Linear):
         return (rank, layer.in_features), (layer.out_features, rank)
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    k, l = layer.kernel_size  # noqa: E741 - k x l kernel
+    rows, columns = layer.kernel_size
     ends = (rank, layer.in_channels) if isinstance(layer, nn.Conv2d) else (layer.in_channels, rank)
-    return (*ends, k, l), (layer.out_channels, rank, 1, 1)
+    return (*ends, rows, columns), (layer.out_channels, rank, 1, 1)
 
 
 def _kaiming(shape: tuple[int, ...], layer: nn.Module, random: torch.Generator) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,6 +72,10 @@ class AdaptersConfig(_Section):
     max_l1_ratio: float = Field(default=0.95, gt=0)
     max_attempts: int = Field(default=2, ge=1)
     lease_seconds: float = Field(default=300, gt=0)
+
+    def accept(self, scores: Mapping[str, Any]) -> bool:
+        """Whether an adapter with these test scores is good enough to publish."""
+        return bool(scores["l1"] <= self.max_l1_ratio * scores["l1_untouched"])
 
 
 class EvaluationConfig(_Section):

@@ -80,7 +80,8 @@ def make_todo(store: Store, plan: Plan) -> Todo:
         publish=tuple(
             c
             for c, manifest in adapters.items()
-            if manifest is None or (published.get(c) != manifest.digest and _good(plan, manifest.summary["metrics"]))
+            if manifest is None
+            or (published.get(c) != manifest.digest and plan.config.adapters.accept(manifest.summary["metrics"]))
         ),
     )
 
@@ -247,7 +248,7 @@ class Run:
         """Note the adapters that exist but were not good enough to publish."""
         for concept in self.config.catalogue:
             manifest = find(self.store, self.plan.adapter(concept.id).path)
-            if manifest and not _good(self.plan, manifest.summary["metrics"]):
+            if manifest and not self.config.adapters.accept(manifest.summary["metrics"]):
                 scores = manifest.summary["metrics"]
                 self.outcome.unpublished[concept.id] = (
                     f"L1 to the teacher {scores['l1']:.3f} is over {self.config.adapters.max_l1_ratio:g} of the "
@@ -279,7 +280,3 @@ class Run:
         self._events.append({"at": datetime.now(UTC).isoformat(), "stage": stage, "state": state, **facts})
         lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in self._events)
         self.store.put(f"runs/{self.outcome.run_id}/events.jsonl", lines.encode())
-
-
-def _good(plan: Plan, scores: dict[str, Any]) -> bool:
-    return bool(scores["l1"] <= plan.config.adapters.max_l1_ratio * scores["l1_untouched"])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from farm.artifacts import find
 from farm.cluster.connect import slots
 from farm.cluster.watch import POLL_SECONDS, WORKER_RETRIES, Failure, failure_of, followed
 from farm.plan import Plan
@@ -120,9 +121,8 @@ def train_adapters(
                         failures[concept_id] = failure
                         remaining.discard(lease.item.key)
                 else:
-                    with suppress(
-                        LeaseLostError
-                    ):  # taken from us while we were silent: the adapter is there all the same
+                    # Taken from us while we were silent: the adapter is there all the same.
+                    with suppress(LeaseLostError):
                         queue.ack(lease)
                     remaining.discard(lease.item.key)
                     on_done(concept_id)
@@ -134,8 +134,11 @@ def train_adapters(
             if not running:
                 # What is left is leased by another driver: wait for it to finish or to fall silent.
                 waiting = {item.key for item in queue.pending()}
-                for key in remaining - waiting:
-                    on_done(keys[key])
+                for concept_id in [keys[key] for key in remaining - waiting]:
+                    if find(store, plan.adapter(concept_id).path):
+                        on_done(concept_id)
+                    else:
+                        failures[concept_id] = Failure("another run gave it up: `farm status` says why")
                 remaining &= waiting
                 time.sleep(POLL_SECONDS if remaining else 0)
     return failures

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import threading
 import time
@@ -24,6 +23,7 @@ from farm.artifacts import open_artifact
 from farm.errors import UserError
 from farm.registry import Entry, Registry
 from farm.serve.listing import published
+from farm.stages.pretrain import read_base
 from farm.store import Store
 
 _log = logging.getLogger(__name__)
@@ -205,9 +205,5 @@ class AdapterBank:
         with self._base_lock:
             base = self._bases.get(digest)
             if base is None:
-                artifact = open_artifact(self._store, f"bases/{digest}")
-                base = self._bases[digest] = _Base(
-                    GeneratorConfig(**json.loads(artifact.read("config.json"))),
-                    safetensors.torch.load(artifact.read("generator.safetensors")),
-                )
+                base = self._bases[digest] = _Base(*read_base(self._store, f"bases/{digest}"))
             return base

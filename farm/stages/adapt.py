@@ -77,7 +77,7 @@ def publish(store: Store, plan: Plan, concept_id: str) -> Entry | None:
     """Point the registry at the concept's adapter; None where it is not good enough (`adapters.max_l1_ratio`)."""
     spec = plan.adapter(concept_id)
     scores: Scores = json.loads(open_artifact(store, spec.path).read("metrics.json"))
-    if scores["l1"] > plan.config.adapters.max_l1_ratio * scores["l1_untouched"]:
+    if not plan.config.adapters.accept(scores):
         return None
     return Registry(store).publish(
         concept_id, adapter=spec.path, digest=spec.digest, base=plan.base.digest, metrics=dict(scores)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from e2gan.infer import adapted_generator, base_generator
-from e2gan.lora import Adapter, Ranks, attach, crucial_layers, extract, grow, new_adapter
+from e2gan.lora import Adapter, attach, crucial_layers, extract, grow, new_adapter
 from e2gan.model import Generator
-from e2gan.ranks import RankRound, best, layer_threshold, merge, rank_search
+from e2gan.ranks import RankRound, Ranks, best, layer_threshold, merge, rank_search
 from e2gan.train import ConceptPairs, Progress, train
 from farm.artifacts import Manifest, commit, open_artifact
 from farm.plan import Plan
