@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from e2gan.config import GeneratorConfig
+from e2gan.config import GeneratorConfig, Part
 
 
 class Generator(nn.Module):
     """Photo and prompt to edited photo.
 
     forward(images, text): images `[n, 3, h, w]` in -1..1, h and w multiples of 8 and at least 16; text `[n, 77, 768]`,
-    or `[1, 77, 768]` for one prompt over the batch, ignored without a transformer block. Returns `[n, 3, h, w]` in
+    or `[1, 77, 768]` for one prompt over the batch, ignored without cross-attention. Returns `[n, 3, h, w]` in
     -1..1.
     """
 
@@ -30,7 +30,7 @@ class Generator(nn.Module):
         self.down1 = nn.Conv2d(c, 2 * c, 3, stride=2, padding=1)
         self.down2 = nn.Conv2d(2 * c, 4 * c, 3, stride=2, padding=1)
         self.residual = nn.ModuleList(ResidualBlock(4 * c) for _ in range(config.residual_blocks))
-        self.transformer = TransformerBlock(4 * c, config.heads, config.text_width) if config.transformer else None
+        self.transformer = nn.ModuleList(TransformerBlock(config) for _ in range(config.transformer_blocks))
         self.up1 = nn.ConvTranspose2d(4 * c, 2 * c, 3, stride=2, padding=1, output_padding=1)
         self.up2 = nn.ConvTranspose2d(2 * c, c, 3, stride=2, padding=1, output_padding=1)
         self.head = nn.Conv2d(c, 3, 7)
@@ -41,11 +41,12 @@ class Generator(nn.Module):
         x = F.relu(F.instance_norm(self.stem(self.pad(images))))  # [n, c, h, w]
         x = F.relu(F.instance_norm(self.down1(x)))  # [n, 2c, h/2, w/2]
         x = F.relu(F.instance_norm(self.down2(x)))  # [n, 4c, h/4, w/4]
-        for i, block in enumerate(self.residual):
-            x = block(x)
-            if i == 1 and self.transformer is not None:
-                assert text is not None, "a generator with a transformer block needs the prompt's embedding"
-                x = self.transformer(x, text)
+        for i in range(len(self.residual) + 1):
+            if i == self.config.transformer_position:
+                for transformer in self.transformer:
+                    x = transformer(x, text)
+            if i < len(self.residual):
+                x = self.residual[i](x)
         x = F.relu(F.instance_norm(self.up1(x)))  # [n, 2c, h/2, w/2]
         x = F.relu(F.instance_norm(self.up2(x)))  # [n, c, h, w]
         return torch.tanh(self.head(self.pad(x)))
@@ -67,7 +68,7 @@ class ResidualBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the prompt and a GEGLU feed-forward at half the resolution, around a skip.
+    """Self-attention, cross-attention to the prompt and a GEGLU feed-forward at half the resolution, with a skip.
 
     The paper does not say whether the block has a skip. Without one every detail must pass an eighth of the image's
     side, where the channels are fewer than the pixels they stand for, and the output is blurred.
@@ -75,24 +76,34 @@ class TransformerBlock(nn.Module):
     `[n, c, h, w]` and text `[n, tokens, text_width]` to `[n, c, h, w]`.
     """
 
-    def __init__(self, channels: int, heads: int, text_width: int) -> None:
+    def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.down = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        channels = 4 * config.channels
+        conv = config.transformer_sampling == "conv"
+        self.down = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if conv else nn.AvgPool2d(2)
         self.norm1 = nn.LayerNorm(channels)
-        self.self_attention = Attention(channels, channels, heads)
-        self.norm2 = nn.LayerNorm(channels)
-        self.cross_attention = Attention(channels, text_width, heads)
+        self.self_attention = Attention(channels, channels, config.heads)
+        if config.cross_attention:
+            self.norm2 = nn.LayerNorm(channels)
+            self.cross_attention = Attention(channels, config.text_width, config.heads)
         self.norm3 = nn.LayerNorm(channels)
         self.feed_forward = FeedForward(channels)
-        self.up = nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1)
+        self.up = (
+            nn.ConvTranspose2d(channels, channels, 3, stride=2, padding=1, output_padding=1)
+            if conv
+            else nn.Upsample(scale_factor=2)
+        )
+        self.attends_to_text = config.cross_attention
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor | None) -> Tensor:
         y = F.relu(F.instance_norm(self.down(x)))
         n, c, h, w = y.shape
         tokens = y.flatten(2).transpose(1, 2)  # [n, h*w, c]
         y = self.norm1(tokens)
         tokens = tokens + self.self_attention(y, y)
-        tokens = tokens + self.cross_attention(self.norm2(tokens), text.expand(n, -1, -1))
+        if self.attends_to_text:
+            assert text is not None, "cross-attention needs the prompt's embedding"
+            tokens = tokens + self.cross_attention(self.norm2(tokens), text.expand(n, -1, -1))
         tokens = tokens + self.feed_forward(self.norm3(tokens))
         y = tokens.transpose(1, 2).reshape(n, c, h, w)
         out: Tensor = x + F.instance_norm(self.up(y))
@@ -164,6 +175,12 @@ class Discriminator(nn.Module):
         return logits
 
 
+def part_of(name: str) -> Part:
+    """The part that a module or a parameter of a generator belongs to, by its name."""
+    first = name.partition(".")[0]
+    return first if first in ("transformer", "residual") else "sampling"  # type: ignore[return-value]
+
+
 def build_generator(config: GeneratorConfig, *, seed: int) -> Generator:
     """A generator with fresh weights that depend on config and seed alone, never on global random state."""
     with torch.random.fork_rng(devices=[]):
@@ -199,7 +216,8 @@ def _init_identity(generator: Generator) -> None:
     From N(0, 0.02) most of a short training goes into carrying detail through the bottleneck at a quarter of the side.
     Here a few channels carry it from the start: every signal in a pair of channels with opposite signs, of which the
     rectifiers leave one, and every strided convolution turns a signal into the four of its 2x2 pixels, as pixel
-    unshuffle does. The blocks in between start silent. Narrow networks carry what fits.
+    unshuffle does. The blocks in between start silent (but a transformer block that only pools, which has no weight to
+    silence it by). Narrow networks carry what fits.
     """
     colours = min(3, generator.stem.out_channels // 2)
     quarters = min(4 * colours, generator.down1.out_channels // 2)  # signals at half the side
@@ -225,7 +243,7 @@ def _init_identity(generator: Generator) -> None:
         # Below instance norm's epsilon, or the norm would bring the silent branch back to full strength.
         if isinstance(module, ResidualBlock):
             module.conv2.weight.mul_(1e-4)
-        if isinstance(module, TransformerBlock):
+        if isinstance(module, TransformerBlock) and isinstance(module.up, nn.ConvTranspose2d):
             module.up.weight.mul_(1e-4)
 
 

@@ -1,47 +1,40 @@
 """Training of a base or of an adapter: one function (equation 1; docs/method.md).
 
-What trains is what requires a gradient: every weight of a base, or the LoRA branches that `e2gan.lora.attach` put on a
-frozen one. A checkpoint holds all that the next step depends on, and the order of the data is a function of seed and
-step alone, so an interrupted run that is resumed equals an uninterrupted one bit for bit on a CPU.
+What trains is what requires a gradient: every weight of a base but the frozen parts, or the low-rank updates that
+`e2gan.lora.attach` put on a frozen one. A checkpoint holds all that the next step depends on, and the data is a
+function of seed and step alone, so an interrupted run that is resumed equals an uninterrupted one bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from e2gan.batches import Batch, Batches, ConceptPairs
+from e2gan.checkpoint import Network, pack, unpack
 from e2gan.config import TrainConfig
 from e2gan.losses import adversarial_loss, gradient_l1
-from e2gan.model import Generator, build_discriminator
-from e2gan.pairs import Pairs, to_unit
+from e2gan.model import Generator, build_discriminator, part_of
+from e2gan.pairs import to_bytes
 
 
 class DivergedError(ValueError):
-    """A loss became NaN or infinite."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConceptPairs:
-    """Training pairs of one concept with its prompt's embedding, float32 `[tokens, text_width]`."""
-
-    concept: str
-    text: Tensor
-    pairs: Pairs
+    """A loss or a weight became NaN or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What `on_progress` is told: the step just done, of how many, and mean losses since the last time."""
+    """What `on_progress` is told: the step just done, of how many, its learning rate, mean losses since last time."""
 
     step: int
     steps: int
+    learning_rate: float
     losses: dict[str, float]
 
 
@@ -60,7 +53,9 @@ def train(
     checkpoint: bytes | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_checkpoint: Callable[[int, bytes], None] | None = None,
+    on_samples: Callable[[int, Tensor], None] | None = None,
     progress_every: int = 20,
+    samples_every: int = 500,
     data_parallel: Callable[[nn.Module], nn.Module] | None = None,
     worker: tuple[int, int] = (0, 1),
 ) -> dict[str, float]:
@@ -70,79 +65,72 @@ def train(
         checkpoint: bytes `on_checkpoint` was given in an earlier call with the same arguments; training goes on
             there.
         on_checkpoint: called with step and bytes every `config.checkpoint_every` steps.
+        on_samples: called every `samples_every` steps, and at the end, with the step and uint8 images
+            `[3, n, 3, h, w]` of the first batch: sources, targets, and the targets as the generator now makes them.
         data_parallel: wraps a module so that gradients are averaged over workers (DDP); each of `worker` =
             (rank, world size) then takes its share of every batch.
 
     Raises:
-        ValueError: no pairs, images of unlike sizes or with sides that are not multiples of 8 (with a discriminator
-            at least 24), a checkpoint of another run.
-        DivergedError: a loss is no longer finite; the sentence names the step.
+        ValueError: unusable pairs (`e2gan.batches`), a checkpoint of another run or a damaged one; the generator is
+            as it was.
+        DivergedError: a loss or weight is no longer finite; the sentence names the step and the last good checkpoint.
     """
-    # Data: every image stays on the device as uint8; a batch is an indexed read without a host round trip.
-    if not concepts or not all(len(c.pairs) for c in concepts):
-        raise ValueError("nothing to train on: no concept was given, or one without pairs")
-    shapes = {c.pairs.source.shape[1:] for c in concepts}
-    if len(shapes) != 1:
-        raise ValueError(f"all concepts must have images of one size, these have {sorted(map(tuple, shapes))}")
-    adversarial = config.adversarial_weight > 0
-    sides, smallest = shapes.pop()[1:], 24 if adversarial else 16
-    if any(side % 8 or side < smallest for side in sides):
-        raise ValueError(f"images must have sides that are multiples of 8 and at least {smallest}, not {tuple(sides)}")
     device = torch.device(device)
-    source = torch.cat([c.pairs.source for c in concepts]).to(device)
-    target = torch.cat([c.pairs.target for c in concepts]).to(device)
-    text = torch.stack([c.text for c in concepts]).to(device)  # [concepts, tokens, width]
-    order = _DataOrder([len(c.pairs) for c in concepts], seed)
-    steps = total_steps(config, order.epoch_length)
+    batches = Batches(concepts, config, seed=seed, device=device)
+    steps = total_steps(config, batches.epoch_length)
 
     # Networks and optimisers.
-    generator.to(device).train()
-    # channels_last trains slower on the CPU: bench/train.py
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    generator.to(memory_format=layout)
-    parameters = {name: p for name, p in generator.named_parameters() if p.requires_grad}
-    assert parameters, "no weight of the generator requires a gradient"
-    generator_optimizer = torch.optim.Adam(parameters.values(), config.learning_rate, config.betas, fused=True)
-    networks: _Networks = {"generator": (parameters, generator_optimizer)}
+    # Which layout trains faster: bench/train.py.
+    channels_last = device.type == "cuda" if config.channels_last is None else config.channels_last
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    generator.to(device).to(memory_format=layout).train()
+    for name, parameter in generator.named_parameters():
+        if part_of(name) in config.frozen:
+            parameter.requires_grad_(False)
+    networks = {"generator": _network(generator, config, config.learning_rate, averaged=True)}
+    adversarial = config.adversarial_weight > 0
     if adversarial:
-        discriminator: nn.Module = build_discriminator(config.discriminator_channels, seed=seed).to(device)
-        weights = dict(discriminator.named_parameters())
+        discriminator = build_discriminator(config.discriminator_channels, seed=seed)
+        discriminator.to(device).to(memory_format=layout)
         rate = config.discriminator_learning_rate or config.learning_rate
-        discriminator_optimizer = torch.optim.Adam(weights.values(), rate, config.betas, fused=True)
-        networks["discriminator"] = (weights, discriminator_optimizer)
+        networks["discriminator"] = _network(discriminator, config, rate, averaged=False)
         gan = adversarial_loss(config.adversarial_loss)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(config, device))
 
     # Resume.
     identity = {
         "config": asdict(replace(config, checkpoint_every=1)),  # how often it is saved changes nothing
+        "generator": asdict(generator.config),
         "seed": seed,
         "steps": steps,
         "concepts": [c.concept for c in concepts],
     }
-    first_step = 0 if checkpoint is None else _restore(checkpoint, identity, networks)
-    edit = data_parallel(generator) if data_parallel else generator
-    if adversarial:
-        judge = data_parallel(discriminator) if data_parallel else discriminator
+    first_step = 0 if checkpoint is None else unpack(checkpoint, identity, networks)
+    saved = first_step
 
-    rank, world = worker
+    if config.compile:
+        # Graphs of earlier trainings in this process count against a limit, past which nothing is compiled any more.
+        torch.compiler.reset()
+
+    def faster(module: nn.Module) -> nn.Module:
+        return torch.compile(module, dynamic=False) if config.compile else module  # type: ignore[return-value]
+
+    edit = faster(data_parallel(generator) if data_parallel else generator)
+    if adversarial:
+        judge = faster(data_parallel(discriminator) if data_parallel else discriminator)
+        judge_edited = faster(discriminator)
+
     losses: dict[str, list[Tensor]] = {}
     means: dict[str, float] = {}
     for step in range(first_step, steps):
-        for _, optimizer in networks.values():
-            for group in optimizer.param_groups:
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate_factor(config, step / steps)
+        for network in networks.values():
+            for group in network.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate_factor(config, step / steps)
 
-        # Batch: concepts mixed evenly, this worker's share, source and target mirrored alike.
-        concept, row, mirror = (t[rank::world].to(device) for t in order.batch(step, config.batch_size))
-        photo, wanted = to_unit(source[row]), to_unit(target[row])
-        if config.flip:
-            photo, wanted = (torch.where(mirror[:, None, None, None], t.flip(3), t) for t in (photo, wanted))
-        photo, wanted = photo.to(memory_format=layout), wanted.to(memory_format=layout)
-        prompt = text[concept]
-
+        batch = batches(step, worker=worker)
+        source, wanted = (t.to(memory_format=layout) for t in (batch.source, batch.target))
         with autocast:
-            edited = edit(photo, prompt)
+            edited = edit(source, batch.text)
         edited = edited.float()
         now: dict[str, Tensor] = {"l1": (edited - wanted).abs().mean()}
         loss = config.l1_weight * now["l1"]
@@ -152,41 +140,41 @@ def train(
 
         if adversarial and step >= config.adversarial_start * steps:
             # Discriminator: real pairs against edited ones.
-            discriminator_optimizer.zero_grad()
             with autocast:
-                logits = judge(photo.repeat(2, 1, 1, 1), torch.cat([wanted, edited.detach()]))
+                logits = judge(source.repeat(2, 1, 1, 1), torch.cat([wanted, edited.detach()]))
             real, fake = logits.float().chunk(2)
             now["discriminator"] = gan.discriminator(real, fake)
-            now["discriminator"].backward()  # type: ignore[no-untyped-call]
-            discriminator_optimizer.step()
+            _update(networks["discriminator"], now["discriminator"], config)
             # Generator against the discriminator just updated.
             discriminator.requires_grad_(False)
             with autocast:
-                fake = discriminator(photo, edited)
+                fake = judge_edited(source, edited)
             discriminator.requires_grad_(True)
             now["adversarial"] = gan.generator(fake.float())
             loss = loss + config.adversarial_weight * now["adversarial"]
 
-        generator_optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        generator_optimizer.step()
+        _update(networks["generator"], loss, config)
 
         # Report and checkpoint: the only places where the host waits for the device.
         for name, value in now.items():
             losses.setdefault(name, []).append(value.detach())
         done = step + 1
+        save = on_checkpoint is not None and done % config.checkpoint_every == 0 and done < steps
         if done % progress_every == 0 or done == steps or done % config.checkpoint_every == 0:
             means = {name: float(torch.stack(values).mean()) for name, values in losses.items()}
             losses = {}
-            broken = [name for name, value in means.items() if not math.isfinite(value)]
-            if broken:
-                raise DivergedError(
-                    f"training diverged by step {done} of {steps}: loss {broken[0]} is not finite; lower learning_rate"
-                )
+            _check_finite(means, networks if save or done == steps else {}, done, steps, saved)
             if on_progress:
-                on_progress(Progress(step=done, steps=steps, losses=means))
-        if on_checkpoint and done % config.checkpoint_every == 0 and done < steps:
-            on_checkpoint(done, _checkpoint(done, identity, networks))
+                rate = networks["generator"].optimizer.param_groups[0]["lr"]
+                on_progress(Progress(step=done, steps=steps, learning_rate=rate, losses=means))
+        if save:
+            assert on_checkpoint is not None
+            on_checkpoint(done, pack(done, identity, networks))
+            saved = done
+        if on_samples and (done % samples_every == 0 or done == steps):
+            on_samples(done, _samples(generator, networks["generator"], batches(0), autocast))
+
+    _swap_averages(networks["generator"])
     generator.eval()
     return means
 
@@ -209,82 +197,63 @@ def rate_factor(config: TrainConfig, done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-class _DataOrder:
-    """Which rows make up a batch, from seed and step alone.
-
-    An epoch takes as many pairs of every concept as the largest concept has (smaller ones come round again), each
-    concept in an order of its own, all of them shuffled together: concepts are mixed evenly (section 4.2.1).
-    """
-
-    def __init__(self, counts: Sequence[int], seed: int) -> None:
-        self._counts = counts
-        self._seed = seed
-        self._starts = [sum(counts[:i]) for i in range(len(counts))]
-        self.epoch_length = max(counts) * len(counts)
-        self._epochs: dict[int, Tensor] = {}
-
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Concept index, row in the concatenated images and mirror flag of each of `size` pairs."""
-        positions = range(step * size, (step + 1) * size)
-        picks = torch.stack([self._epoch(p // self.epoch_length)[p % self.epoch_length] for p in positions])
-        mirror = torch.rand(size, generator=_random(self._seed, "flip", step)) < 0.5
-        return picks[:, 0], picks[:, 1], mirror
-
-    def _epoch(self, epoch: int) -> Tensor:
-        if epoch not in self._epochs:
-            random = _random(self._seed, "order", epoch)
-            length = max(self._counts)
-            rows = []
-            for concept, (start, count) in enumerate(zip(self._starts, self._counts, strict=True)):
-                passes = [torch.randperm(count, generator=random) for _ in range(math.ceil(length / count))]
-                row = start + torch.cat(passes)[:length]
-                rows.append(torch.stack([torch.full_like(row, concept), row], dim=1))
-            picks = torch.cat(rows)
-            self._epochs = {e: t for e, t in self._epochs.items() if e == epoch - 1}  # a batch may span two epochs
-            self._epochs[epoch] = picks[torch.randperm(len(picks), generator=random)]
-        return self._epochs[epoch]
+def _network(module: nn.Module, config: TrainConfig, rate: float, *, averaged: bool) -> Network:
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError(f"nothing is left to train: this generator has no part but {', '.join(config.frozen)}")
+    settings: dict[str, Any] = {"lr": rate, "betas": config.betas, "fused": True}
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "adamw":
+        optimizer = torch.optim.AdamW(parameters.values(), weight_decay=config.weight_decay, **settings)
+    else:
+        optimizer = torch.optim.Adam(parameters.values(), **settings)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = rate
+    averages = {name: p.detach().clone() for name, p in parameters.items()} if averaged and config.ema_decay else {}
+    return Network(parameters=parameters, optimizer=optimizer, averages=averages)
 
 
-def _random(seed: int, purpose: str, index: int) -> torch.Generator:
-    salt = {"order": 1, "flip": 2}[purpose]
-    return torch.Generator().manual_seed((seed * 1_000_003 + index * 10 + salt) % 2**63)
+def _update(network: Network, loss: Tensor, config: TrainConfig) -> None:
+    """One step of a network's optimiser, and of the moving average of its weights."""
+    network.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    weights = list(network.parameters.values())
+    if config.max_gradient_norm is not None:
+        torch.nn.utils.clip_grad_norm_(weights, config.max_gradient_norm)
+    network.optimizer.step()
+    if network.averages:
+        with torch.no_grad():
+            average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+            average(list(network.averages.values()), weights, 0)
 
 
-_Networks = dict[str, tuple[dict[str, nn.Parameter], torch.optim.Adam]]
+@torch.no_grad()
+def _swap_averages(network: Network) -> None:
+    """Exchange trained weights and their moving averages, where averages are kept."""
+    for name, average in network.averages.items():
+        parameter = network.parameters[name]
+        now = parameter.detach().clone()
+        parameter.copy_(average)
+        average.copy_(now)
 
 
-def _checkpoint(step: int, identity: dict[str, object], networks: _Networks) -> bytes:
-    """All trained weights with both Adam moments as safetensors; step and identity in its metadata.
-
-    Under one key, because safetensors writes several in an order that changes from call to call.
-    """
-    tensors = {}
-    for network, (parameters, optimizer) in networks.items():
-        for name, parameter in parameters.items():
-            tensors[f"{network}/{name}"] = parameter.detach().contiguous()
-            for moment, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{network}/{name}/{moment}"] = value.contiguous()
-    return safetensors.torch.save(tensors, {"training": json.dumps({"step": step, "identity": identity})})
+@torch.no_grad()
+def _samples(generator: Generator, network: Network, batch: Batch, autocast: torch.autocast) -> Tensor:
+    _swap_averages(network)
+    with autocast:
+        edited = generator(batch.source, batch.text)
+    _swap_averages(network)
+    return torch.stack([to_bytes(images).cpu() for images in (batch.source, batch.target, edited)])
 
 
-def _restore(checkpoint: bytes, identity: dict[str, object], networks: _Networks) -> int:
-    try:
-        tensors = safetensors.torch.load(checkpoint)
-        header = json.loads(checkpoint[8 : 8 + int.from_bytes(checkpoint[:8], "little")])["__metadata__"]
-        training = json.loads(header["training"])
-    except (ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise ValueError(f"not a training checkpoint: {error!r}") from error
-    if training["identity"] != json.loads(json.dumps(identity)):  # a tuple comes back as a list
-        raise ValueError("this checkpoint belongs to another training run: its configuration, seed or concepts differ")
-    for network, (parameters, optimizer) in networks.items():
-        for name, parameter in parameters.items():
-            saved = tensors.get(f"{network}/{name}")
-            if saved is None or saved.shape != parameter.shape:
-                raise ValueError(f"this checkpoint belongs to another network: {network} {name} differs")
-            with torch.no_grad():
-                parameter.copy_(saved)
-            for moment in ("step", "exp_avg", "exp_avg_sq"):
-                key = f"{network}/{name}/{moment}"
-                if key in tensors:  # absent where this network had not been updated yet
-                    optimizer.state[parameter][moment] = tensors[key].to(parameter.device)
-    return int(training["step"])
+def _check_finite(losses: dict[str, float], networks: dict[str, Network], step: int, steps: int, saved: int) -> None:
+    """Losses at every report, weights before they are kept: a loss is of the weights one update earlier."""
+    broken = [f"loss {name}" for name, value in losses.items() if not math.isfinite(value)]
+    for name, network in networks.items():
+        if not all(bool(p.isfinite().all()) for p in network.parameters.values()):
+            broken.append(f"a weight of the {name}")
+    if broken:
+        last = f"the last good checkpoint is step {saved}" if saved else "there is no checkpoint yet"
+        raise DivergedError(
+            f"training diverged by step {step} of {steps}: {broken[0]} is not finite ({last}); lower learning_rate"
+        )

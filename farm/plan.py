@@ -18,7 +18,7 @@ from farm.editors import editor_fingerprint
 from farm.errors import UserError
 from farm.sources import fingerprint
 
-VERSIONS = {"sources": 1, "selection": 1, "edits": 1, "base": 1, "ranks": 1, "adapter": 1}
+VERSIONS = {"sources": 1, "selection": 1, "edits": 1, "base": 2, "ranks": 2, "adapter": 2}
 """A stage's version, raised when its code comes to make other bytes of the same inputs."""
 
 

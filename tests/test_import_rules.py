@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HEAVY = {
-    "cleanfid", "coremltools", "cv2", "diffusers", "onnxruntime", "peft", "ray", "skimage", "sklearn", "transformers",
+    "cleanfid", "coremltools", "cv2", "diffusers", "onnxruntime", "peft", "ray", "skimage", "sklearn", "tensorboardX",
+    "transformers",
 }  # fmt: skip
 # Modules with a heavy import at the top: each is itself imported only inside the function that needs it.
 LAZY_MODULES = {

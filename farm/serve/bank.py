@@ -17,7 +17,7 @@ from torch import Tensor
 
 from e2gan.config import GeneratorConfig
 from e2gan.infer import adapted_generator
-from e2gan.lora import load
+from e2gan.lora_peft import load
 from e2gan.model import Generator
 from farm.artifacts import open_artifact
 from farm.errors import UserError

@@ -9,10 +9,13 @@ from collections.abc import Callable
 import safetensors.torch
 import torch
 
+from e2gan.batches import ConceptPairs
 from e2gan.infer import adapted_generator, base_generator
-from e2gan.lora import attach, extract, load, new_adapter, save
+from e2gan.lora import new_adapter
+from e2gan.lora_attach import attach, extract
+from e2gan.lora_peft import load, save
 from e2gan.metrics import Scores
-from e2gan.train import ConceptPairs, Progress, train
+from e2gan.train import Progress, train
 from farm.artifacts import Manifest, commit, open_artifact
 from farm.plan import Plan
 from farm.registry import Entry, Registry

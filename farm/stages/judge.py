@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from e2gan.features import CleanFidFeatures, FeatureExtractor, UntrainedFeatures
 from e2gan.infer import edit_images
-from e2gan.metrics import CleanFidFeatures, FeatureExtractor, Scores, UntrainedFeatures, evaluate
+from e2gan.metrics import Scores, evaluate
 from e2gan.model import Generator
 from e2gan.text import ClipTextEncoder, HashingTextEncoder, TextEncoder
 from farm.config import FarmConfig, TextConfig

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from e2gan.batches import ConceptPairs
 from e2gan.config import GeneratorConfig
 from e2gan.metrics import Scores
 from e2gan.model import build_generator
-from e2gan.train import ConceptPairs, Progress, train
+from e2gan.train import Progress, train
 from farm.artifacts import Manifest, commit, open_artifact
 from farm.plan import Plan
 from farm.stages.edit import edited_pairs

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
+from e2gan.batches import ConceptPairs
 from e2gan.infer import adapted_generator, base_generator
-from e2gan.lora import Adapter, attach, crucial_layers, extract, grow, new_adapter
-from e2gan.model import Generator
-from e2gan.ranks import RankRound, Ranks, best, layer_threshold, merge, rank_search
-from e2gan.train import ConceptPairs, Progress, train
+from e2gan.lora import Adapter, grow, new_adapter, thresholds
+from e2gan.lora_attach import attach, extract
+from e2gan.ranks import RankRound, Ranks, best, merge, rank_search
+from e2gan.train import Progress, train
 from farm.artifacts import Manifest, commit, open_artifact
 from farm.plan import Plan
 from farm.stages.edit import edited_pairs
@@ -98,18 +98,6 @@ def search(
         patience=config.ranks.patience,
         start=state.rounds,
     )
-
-
-def thresholds(generator: Generator) -> Ranks:
-    """The highest rank of every crucial layer, from its size."""
-    limits: Ranks = {}
-    for name, layer in crucial_layers(generator).items():
-        if isinstance(layer, nn.Linear):
-            limits[name] = layer_threshold("linear", layer.in_features, layer.out_features)
-        else:
-            assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-            limits[name] = layer_threshold("conv", layer.in_channels, layer.out_channels)
-    return limits
 
 
 def search_trial(settings: Mapping[str, Any]) -> None:

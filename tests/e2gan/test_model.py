@@ -1,4 +1,8 @@
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -7,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from e2gan.config import GeneratorConfig, pix2pix_nine_blocks
-from e2gan.model import Discriminator, Generator, build_discriminator, build_generator
+from e2gan.model import Discriminator, Generator, build_discriminator, build_generator, part_of
 
 TINY = GeneratorConfig(channels=4, heads=2, text_tokens=3, text_width=5)
-BARE = GeneratorConfig(channels=4, transformer=False)
+BARE = GeneratorConfig(channels=4, transformer_blocks=0)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -21,17 +25,21 @@ def photos(n: int, height: int, width: int, seed: int = 0) -> Tensor:
     return noise(n, 3, height, width, seed=seed).clamp(-1, 1)
 
 
-def parameters_by_hand(c: int, blocks: int, transformer: bool, text_width: int = 768) -> int:
+def parameters_by_hand(
+    c: int, blocks: int, transformers: int, *, conv: bool = True, cross: bool = True, text_width: int = 768
+) -> int:
     """Every layer's weights and biases, counted from the table of docs/method.md."""
     b = 4 * c
     count = (3 * 49 * c + c) + (c * 9 * 2 * c + 2 * c) + (2 * c * 9 * b + b)  # stem, down 1, down 2
     count += blocks * 2 * (b * 9 * b + b)
     count += (b * 9 * 2 * c + 2 * c) + (2 * c * 9 * c + c) + (c * 49 * 3 + 3)  # up 1, up 2, head
-    if transformer:
-        count += 2 * (b * 9 * b + b)  # down, up
-        count += 3 * 2 * b  # layer norms
+    for _ in range(transformers):
+        if conv:
+            count += 2 * (b * 9 * b + b)  # down, up
+        count += 2 * 2 * b  # layer norms of self-attention and feed-forward
         count += 3 * b * b + (b * b + b)  # self-attention
-        count += b * b + 2 * text_width * b + (b * b + b)  # cross-attention
+        if cross:
+            count += 2 * b + b * b + 2 * text_width * b + (b * b + b)  # cross-attention and its norm
         count += (b * 8 * b + 8 * b) + (4 * b * b + b)  # GEGLU feed-forward
     return count
 
@@ -46,37 +54,59 @@ def multiply_adds(config: GeneratorConfig, side: int) -> float:
     counts = counter.get_flop_counts()["Global"]
     # Attention is counted on some devices as bmm or as itself and on others not at all.
     layers = sum(n for op, n in counts.items() if "bmm" not in str(op) and "attention" not in str(op))
-    products = 0
-    if config.transformer:
-        queries, width = (side // 8) ** 2, 4 * config.channels
-        products = 2 * queries * queries * width + 2 * queries * config.text_tokens * width  # q.k and attention.v
-    return layers / 2 + products
+    queries, width = (side // 8) ** 2, 4 * config.channels
+    keys = queries + (config.text_tokens if config.cross_attention else 0)
+    return layers / 2 + config.transformer_blocks * 2 * queries * keys * width  # q.k and attention.v
 
 
 @pytest.mark.parametrize(
     ("config", "parameters", "gmacs"),
     [
         (GeneratorConfig(), 7_055e3, 23.6),
+        (GeneratorConfig(transformer_blocks=2), 9_812e3, 26.6),
         (pix2pix_nine_blocks(), 11.38e6, 49.6),
     ],
 )
 def test_size_and_cost_are_the_papers(config: GeneratorConfig, parameters: float, gmacs: float) -> None:
-    with torch.device("meta"):
-        count = sum(p.numel() for p in Generator(config).parameters())
-    assert count == pytest.approx(parameters, rel=0.005)
+    assert size(config) == pytest.approx(parameters, rel=0.005)
     assert multiply_adds(config, 256) / 1e9 == pytest.approx(gmacs, rel=0.005)
 
 
-@pytest.mark.parametrize("channels", [64, 32, 2])
-@pytest.mark.parametrize(("blocks", "transformer"), [(3, True), (9, False), (0, False)])
-def test_parameter_count_by_hand(channels: int, blocks: int, transformer: bool) -> None:
-    config = GeneratorConfig(channels=channels, residual_blocks=blocks, transformer=transformer)
+@pytest.mark.parametrize(("sampling", "millions"), [("conv", 7.1), ("pool", 5.9)])
+def test_sampling_without_weights_has_the_size_of_table_10(sampling: Any, millions: float) -> None:
+    assert round(size(GeneratorConfig(transformer_sampling=sampling)) / 1e6, 1) == millions
+
+
+def size(config: GeneratorConfig) -> int:
     with torch.device("meta"):
-        count = sum(p.numel() for p in Generator(config).parameters())
-    assert count == parameters_by_hand(channels, blocks, transformer)
+        return sum(p.numel() for p in Generator(config).parameters())
 
 
-@pytest.mark.parametrize("config", [TINY, BARE])
+@pytest.mark.parametrize("channels", [64, 32, 2])
+@pytest.mark.parametrize("blocks", [3, 9, 2])
+@pytest.mark.parametrize("transformers", [0, 1, 2])
+@pytest.mark.parametrize("sampling", ["conv", "pool"])
+@pytest.mark.parametrize("cross", [True, False])
+def test_parameter_count_by_hand(channels: int, blocks: int, transformers: int, sampling: Any, cross: bool) -> None:
+    config = GeneratorConfig(
+        channels=channels,
+        residual_blocks=blocks,
+        transformer_blocks=transformers,
+        transformer_sampling=sampling,
+        cross_attention=cross,
+    )
+    assert size(config) == parameters_by_hand(channels, blocks, transformers, conv=sampling == "conv", cross=cross)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        BARE,
+        replace(TINY, transformer_blocks=2, transformer_position=0),
+        replace(TINY, transformer_sampling="pool", cross_attention=False),
+    ],
+)
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (24, 40), (64, 16)])
 def test_output_has_the_inputs_size_and_range(config: GeneratorConfig, height: int, width: int) -> None:
     generator = build_generator(config, seed=0)
@@ -88,8 +118,8 @@ def test_output_has_the_inputs_size_and_range(config: GeneratorConfig, height: i
     assert edited.abs().max() > 0.99  # the range is used, not shrunk
 
 
-def test_transformer_works_at_an_eighth_of_the_side_after_the_second_block() -> None:
-    generator = build_generator(TINY, seed=0)
+def note_order(generator: Generator, names: Iterable[str]) -> tuple[list[str], dict[str, torch.Size]]:
+    """Names in order of execution and shapes of outputs, of one run over a 64x32 photo."""
     order: list[str] = []
     shapes: dict[str, torch.Size] = {}
 
@@ -100,13 +130,70 @@ def test_transformer_works_at_an_eighth_of_the_side_after_the_second_block() -> 
 
         generator.get_submodule(name).register_forward_hook(hook)
 
-    for name in ("residual.0", "residual.1", "residual.2", "transformer", "transformer.down"):
+    for name in names:
         note(name)
     with torch.no_grad():
         generator(photos(1, 64, 32), noise(1, 3, 5))
-    assert order == ["residual.0", "residual.1", "transformer.down", "transformer", "residual.2"]
-    assert shapes["transformer.down"] == (1, 16, 8, 4)
-    assert shapes["transformer"] == shapes["residual.1"] == (1, 16, 16, 8)
+    return order, shapes
+
+
+@pytest.mark.parametrize("sampling", ["conv", "pool"])
+def test_transformers_work_at_an_eighth_of_the_side(sampling: Any) -> None:
+    generator = build_generator(replace(TINY, transformer_sampling=sampling), seed=0)
+    names = ["residual.1", "transformer.0", "transformer.0.down", "transformer.0.up"]
+    _, shapes = note_order(generator, names)
+    assert shapes["transformer.0.down"] == (1, 16, 8, 4)
+    assert shapes["transformer.0.up"] == shapes["transformer.0"] == shapes["residual.1"] == (1, 16, 16, 8)
+
+
+@pytest.mark.parametrize("position", [0, 1, 2, 3])
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_transformers_come_after_as_many_residual_blocks_as_asked_for(blocks: int, position: int) -> None:
+    config = replace(TINY, transformer_blocks=blocks, transformer_position=position)
+    residual, transformer = [f"residual.{i}" for i in range(3)], [f"transformer.{i}" for i in range(blocks)]
+    order, _ = note_order(build_generator(config, seed=0), ["down2", *transformer, *residual, "up1"])
+    assert order == ["down2", *residual[:position], *transformer, *residual[position:], "up1"]
+
+
+def test_pooling_is_a_mean_of_four_pixels_and_their_repetition() -> None:
+    generator = build_generator(replace(TINY, transformer_sampling="pool"), seed=0)
+    block, x = generator.transformer[0], noise(1, 2, 4, 6)
+    pooled = sum(x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)) / 4
+    torch.testing.assert_close(block.down(x), pooled)
+    assert torch.equal(block.up(x), x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3))
+
+
+def test_without_cross_attention_the_text_is_ignored() -> None:
+    generator = build_generator(replace(TINY, cross_attention=False), seed=0)
+    assert not [name for name, _ in generator.named_parameters() if "cross" in name or "norm2" in name]
+    with torch.no_grad():
+        images = photos(2, 16, 16)
+        assert torch.equal(generator(images, noise(1, 3, 5)), generator(images))
+        assert torch.equal(generator(images, noise(1, 9, 1)), generator(images))
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_every_weight_belongs_to_one_part(blocks: int) -> None:
+    generator = build_generator(replace(TINY, transformer_blocks=blocks), seed=0)
+    counts: Counter[str] = Counter()
+    for name, parameter in generator.named_parameters():
+        counts[part_of(name)] += parameter.numel()
+    ends = (generator.stem, generator.down1, generator.down2, generator.up1, generator.up2, generator.head)
+    assert counts["sampling"] == sum(p.numel() for layer in ends for p in layer.parameters())
+    assert counts["residual"] == sum(p.numel() for p in generator.residual.parameters())
+    assert counts["transformer"] == sum(p.numel() for p in generator.transformer.parameters())
+
+
+def test_the_parts_of_some_names() -> None:
+    names = {
+        "stem.weight": "sampling",
+        "up1.parametrizations.weight.0.a": "sampling",
+        "up1.lora_A.default.weight": "sampling",
+        "transformer.1.down.weight": "transformer",
+        "transformer.0.self_attention.q": "transformer",
+        "residual.2.conv1.bias": "residual",
+    }
+    assert {name: part_of(name) for name in names} == names
 
 
 def test_text_matters_only_with_transformer() -> None:
@@ -118,6 +205,8 @@ def test_text_matters_only_with_transformer() -> None:
         )
         bare = build_generator(BARE, seed=0)
         assert torch.equal(bare(images, noise(1, 3, 5)), bare(images))
+        with pytest.raises(AssertionError, match="needs the prompt's embedding"):
+            generator(images)
 
 
 def test_one_prompt_serves_a_batch() -> None:
@@ -131,7 +220,7 @@ def test_one_prompt_serves_a_batch() -> None:
 
 def test_attention_by_its_formula() -> None:
     """softmax(q k / sqrt(d)) v, head by head, against the block's own."""
-    attention = build_generator(TINY, seed=0).transformer.cross_attention  # type: ignore[union-attr]
+    attention = build_generator(TINY, seed=0).transformer[0].cross_attention
     x, context = noise(2, 7, 16), noise(2, 3, 5, seed=1)
     q, k, v = attention.q(x), attention.k(context), attention.v(context)
     heads = []
@@ -143,7 +232,7 @@ def test_attention_by_its_formula() -> None:
 
 def test_feed_forward_by_its_formula() -> None:
     """(V x) times GELU(W x), projected back: the gate is the second half, as in Stable Diffusion's blocks."""
-    layer = build_generator(TINY, seed=0).transformer.feed_forward  # type: ignore[union-attr]
+    layer = build_generator(TINY, seed=0).transformer[0].feed_forward
     x = noise(2, 7, 16)
     value, gate = (
         x @ layer.proj.weight.T[:, :64] + layer.proj.bias[:64],
@@ -168,7 +257,7 @@ def test_seed_alone_decides_the_weights() -> None:
     again, other = build_generator(TINY, seed=5), build_generator(TINY, seed=6)
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
-    for name in ("residual.0.conv1", "transformer.down"):  # narrow as it is, the others are all identity
+    for name in ("residual.0.conv1", "transformer.0.down"):  # narrow as it is, the others are all identity
         assert not torch.equal(first.get_submodule(name).weight, other.get_submodule(name).weight)
     for a, b in zip(judge.parameters(), build_discriminator(4, seed=5).parameters(), strict=True):
         assert torch.equal(a, b)
@@ -206,13 +295,13 @@ def scenes(n: int, height: int, width: int) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [32, 64])
-@pytest.mark.parametrize("transformer", [True, False])
-def test_a_generator_begins_by_passing_the_photo_on(channels: int, transformer: bool) -> None:
+@pytest.mark.parametrize("transformers", [0, 1, 2])
+def test_a_generator_begins_by_passing_the_photo_on(channels: int, transformers: int) -> None:
     """Exposure aside, which the instance norms take away."""
-    config = GeneratorConfig(channels=channels, transformer=transformer)
+    config = GeneratorConfig(channels=channels, transformer_blocks=transformers)
     assert config.init == "identity"
     assert correlations(config).min() > 0.95
-    normal = GeneratorConfig(channels=channels, transformer=transformer, init="normal")
+    normal = replace(config, init="normal")
     assert correlations(normal).abs().mean() < 0.7
 
 

@@ -78,6 +78,7 @@ def test_defaults(path: Path) -> None:
     assert config.seed == 0
     assert config.sources == SourcesConfig(kind="bundled", size=256, crops_per_photo=1)
     assert config.selection.clusters is None and config.selection.embedding == "thumbnail"
+    assert config.selection.method == "cluster"
     assert config.text.encoder == "hashing"
     assert config.model == GeneratorConfig()
     assert config.base.train == config.adapters.train == TrainConfig()
@@ -108,6 +109,7 @@ def test_the_configurations_that_come_with_the_farm(name: str) -> None:
         ("sources.crop_per_photo", "crops_per_photo"),
         ("sources.split.tests", "test"),
         ("selection.cluster", "clusters"),
+        ("selection.methods", "method"),
         ("catalogue.1.promt", "prompt"),
         ("catalogue.1.editor.stile", "style"),
         ("text.enkoder", "encoder"),
@@ -176,6 +178,10 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("sources.split", {"train": 0.9}, "sources.split: train, validation and test must add up to 1, not 1.1"),
         ("sources.crop_scale", [0.9, 0.5], "sources: crop_scale must be a range within 0..1"),
         ("selection.clusters", 0, "selection.clusters: should be greater than or equal to 1, not 0"),
+        ("selection.method", "best", "selection.method: should be 'cluster' or 'random', not 'best'"),
+        ("selection.method", "random", "selection: clusters, how many images to keep, is needed with method: random."),
+        ("selection.embedding", "clip", "selection: path is needed with embedding: clip."),
+        ("selection.embedding", "onnx", "selection: path is needed with embedding: onnx."),
         ("adapters.lora.scale", 0, "adapters.lora: scale must be above 0, not 0"),
         ("adapters.max_l1_ratio", 0, "adapters.max_l1_ratio: should be greater than 0, not 0"),
         ("cluster.edit.gpus", 0.18, "cluster.edit: gpus must be a whole number or 1/N, not 0.18"),

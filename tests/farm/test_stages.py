@@ -21,6 +21,7 @@ from e2gan.lora import crucial_layers
 from e2gan.model import Generator
 from e2gan.pairs import Image
 from e2gan.ranks import RankRound
+from e2gan.selection import random_sample, similarity_clusters
 from e2gan.train import uses_bf16
 from farm.artifacts import open_artifact, verify
 from farm.editors import ProceduralSettings, open_editor, source_seed
@@ -138,6 +139,38 @@ def test_without_clusters_every_training_image_is_chosen(root: Path, tmp_path: P
     assert selected_ids(store, plan) == split_ids(store, plan)
 
 
+def test_training_images_chosen_at_random(root: Path, tmp_path: Path) -> None:
+    store, plan = copied(root, tmp_path / "farm", "sources"), plan_of(root, selection__method="random")
+    manifest = select(store, plan)
+    chosen, all_ids = selected_ids(store, plan), split_ids(store, plan)
+    assert chosen["train"] == random_sample(all_ids["train"][::-1], 9, plan.seed("selection"))
+    assert chosen["train"] != selected_ids(LocalStore(root), plan_of(root))["train"]
+    assert chosen["validation"] == all_ids["validation"] and chosen["test"] == all_ids["test"]
+    assert manifest.summary["train"] == 9 and manifest.summary["training_images"] == 24
+
+
+def test_training_images_chosen_by_an_onnx_embedding(root: Path, tmp_path: Path) -> None:
+    """With a network that gives the mean colour, which lengths of 1 leave as a direction."""
+    onnx = pytest.importorskip("onnx")
+    helper, number = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["image"], ["colour"], axes=[2, 3], keepdims=0)],
+        "embed",
+        [helper.make_tensor_value_info("image", number, ["n", 3, 32, 32])],
+        [helper.make_tensor_value_info("colour", number, ["n", 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    (tmp_path / "colour.onnx").write_bytes(model.SerializeToString())
+    selection = {"clusters": 5, "embedding": "onnx", "path": str(tmp_path / "colour.onnx")}
+    store, plan = copied(root, tmp_path / "farm", "sources"), plan_of(root, selection=selection)
+    select(store, plan)
+    photos, ids = table(store, plan.sources.path), split_ids(store, plan)["train"]
+    colours = np.stack([photos[i].mean(axis=(0, 1)) - 127.5 for i in ids])
+    colours /= np.linalg.norm(colours, axis=1, keepdims=True)
+    wanted = similarity_clusters(colours, ids, 5, plan.seed("selection"))
+    assert selected_ids(store, plan)["train"] == wanted
+
+
 @pytest.mark.parametrize("concept", ["charcoal", "sepia"])
 def test_edits_are_the_teachers(store: Store, plan: Plan, concept: str) -> None:
     sources, edits = table(store, plan.sources.path), table(store, plan.edits(concept).path)
@@ -244,9 +277,10 @@ def test_a_search_state_comes_back_exactly() -> None:
 def test_thresholds_follow_the_layers_sizes() -> None:
     with torch.device("meta"):
         found = ranks.thresholds(Generator(GeneratorConfig()))
-    by_hand = {"stem": 1, "down1": 4, "down2": 8, "up1": 8, "up2": 4, "head": 1, "transformer.down": 8}
+    by_hand = {"stem": 1, "down1": 4, "down2": 16, "up1": 16, "up2": 4, "head": 1, "transformer.0.down": 32}
     assert {name: found[name] for name in by_hand} == by_hand
-    assert {rank for name, rank in found.items() if name.startswith(("transformer.self", "transformer.feed"))} == {1}
+    linear = ("transformer.0.self", "transformer.0.feed")
+    assert {rank for name, rank in found.items() if name.startswith(linear)} == {1}
     assert not any(name.startswith("residual") for name in found)
 
 
@@ -283,11 +317,11 @@ def merged(store: Store, plan: Plan, concept: str) -> dict[str, torch.Tensor]:
     for layer, rank in config["rank_pattern"].items():
         a, b = (half[f"base_model.model.{layer}.lora_{side}.weight"].float() for side in "AB")
         weight = weights[f"{layer}.weight"]
-        if layer in ("up1", "up2", "transformer.up"):  # transposed: in, out, k, k
+        if layer in ("up1", "up2", "transformer.0.up"):  # transposed: in, out, k, k
             delta = torch.stack([b.flatten(1) @ a[i].flatten(1) for i in range(len(weight))]).view_as(weight)
         else:
             delta = (b.flatten(1) @ a.flatten(1)).view_as(weight)
-        assert a.shape[1 if layer in ("up1", "up2", "transformer.up") else 0] == rank
+        assert a.shape[1 if layer in ("up1", "up2", "transformer.0.up") else 0] == rank
         weight += config["alpha_pattern"][layer] / rank * delta
     return weights
 
@@ -295,7 +329,7 @@ def merged(store: Store, plan: Plan, concept: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("concept", ["sepia", "night"])
 def test_an_adapters_scores_are_those_of_its_files(store: Store, plan: Plan, concept: str) -> None:
     scores = document(store, plan.adapter(concept).path, "metrics.json")
-    assert list(scores) == ["n", "l1", "l1_untouched", "psnr", "ssim", "frechet"]
+    assert list(scores) == ["n", "l1", "l1_untouched", "psnr", "ssim", "frechet", "kid", "warning"]
     assert list(scores["frechet"]) == ["fd_untrained"] and scores["frechet"]["fd_untrained"] >= 0
     photos, edits = photos_in(store, plan, concept)
     assert scores["n"] == len(photos) == 12
@@ -464,8 +498,9 @@ def test_a_test_split_too_small_to_judge_on_is_told_before_anything_is_edited(tm
 def test_weights_that_are_missing_are_told(root: Path, tmp_path: Path) -> None:
     store = copied(root, tmp_path / "farm")
     nowhere = str(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"^selection\.path: "):
-        select(store, plan_of(root, selection={"clusters": 5, "embedding": "clip", "path": nowhere}))
+    for embedding in ("clip", "onnx"):
+        with pytest.raises(UserError, match=r"^selection\.path: "):
+            select(store, plan_of(root, selection={"clusters": 5, "embedding": embedding, "path": nowhere}))
     from farm.stages.judge import extractor, text_embedding
 
     with pytest.raises(UserError, match=r"^evaluation\.inception: "):

@@ -12,7 +12,8 @@ import torch
 
 from e2gan.config import GeneratorConfig
 from e2gan.infer import adapted_generator, edit_photo
-from e2gan.lora import crucial_layers, load, new_adapter, save
+from e2gan.lora import crucial_layers, new_adapter
+from e2gan.lora_peft import load, save
 from e2gan.model import build_generator
 from e2gan.pairs import Image
 from farm.artifacts import Spec, commit

@@ -19,7 +19,8 @@ import torch
 
 from e2gan.config import GeneratorConfig
 from e2gan.infer import edit_photo
-from e2gan.lora import crucial_layers, new_adapter, save
+from e2gan.lora import crucial_layers, new_adapter
+from e2gan.lora_peft import save
 from e2gan.model import build_generator
 from farm.artifacts import Spec, commit
 from farm.errors import UserError

@@ -1,0 +1,46 @@
+"""TensorBoard event files of a training: loss curves and grids of samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from e2gan.train import Progress
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class TensorBoard:
+    """`with TensorBoard(folder) as board: train(..., on_progress=board.progress, on_samples=board.samples)`.
+
+    Look at it with `tensorboard --logdir`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        # Its flush() does not wait for the thread that writes; its own clock does, every two minutes unless told.
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+
+    def progress(self, done: Progress) -> None:
+        """Losses as `loss/<name>`, and `learning_rate`."""
+        for name, value in done.losses.items():
+            self._writer.add_scalar(f"loss/{name}", value, done.step)
+        self._writer.add_scalar("learning_rate", done.learning_rate, done.step)
+
+    def samples(self, step: int, images: Tensor) -> None:
+        """At most eight of the uint8 images `[3, n, 3, h, w]` as a grid: sources, targets, edited, row by row."""
+        grid = images[:, :8].permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)  # [3, 3 h, n w]
+        self._writer.add_image("samples", grid.numpy(), step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
