@@ -1,53 +1,34 @@
-"""How good the generated images are: paired metrics and Fréchet distances (E2GAN, section 5.1).
+"""How good the generated images are, pair by pair and as sets (E2GAN, section 5.1).
 
-Feature extraction is apart from the arithmetic, and a Fréchet distance carries the name of its features: on
-the Inception weights of Clean-FID it is `clean_fid`; on the embedded random network, which needs no weights,
-it is `fd_untrained`. The two are not comparable, nor is either comparable with plain FID.
-
-Images are float `[n, 3, height, width]` in -1..1 or, as in `Pairs`, uint8 0..255, and are taken in chunks.
+Distances between sets are of feature vectors: `e2gan.features` makes them, `e2gan.distances` compares them. Images are
+float `[n, 3, height, width]` in -1..1 or, as in `Pairs`, uint8 0..255, and are taken in chunks.
 """
 
 from __future__ import annotations
 
-import math
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from e2gan.pairs import to_bytes, to_unit
+from e2gan.distances import few_images, frechet_distance, frechet_interval, kernel_distance
+from e2gan.features import FeatureExtractor, chunks
 
-Features = NDArray[np.float64]
-"""Float64 `[n, d]`, one row an image."""
-
-CHUNK = 32
 PSNR_CAP = 100.0
 """The PSNR, in dB, given to identical images, whose own is infinite."""
-
-
-class FeatureExtractor(Protocol):
-    """Turns images into feature vectors, each image by itself."""
-
-    @property
-    def name(self) -> str:
-        """The name of the Fréchet distance these features yield, e.g. `fd_untrained`."""
-
-    def __call__(self, images: Tensor) -> Features:
-        """Images `[n, 3, height, width]` in -1..1 to float64 `[n, d]`."""
 
 
 class Scores(TypedDict):
     """What `evaluate` returns; every value can be written as JSON.
 
     n: images. l1, psnr, ssim: generated to target. l1_untouched: source to target, what doing nothing would
-    score. frechet: extractor name to the distance between generated and target.
+    score. frechet, kid: the distance's name to its value between generated and target. warning: what to know before
+    the Fréchet distances are quoted, None where there is nothing. frechet_interval: name to a `FrechetEstimate` as a
+    dict; only where it was asked for.
     """
 
     n: int
@@ -56,6 +37,9 @@ class Scores(TypedDict):
     psnr: float
     ssim: float
     frechet: dict[str, float]
+    kid: dict[str, float]
+    warning: str | None
+    frechet_interval: NotRequired[dict[str, dict[str, Any]]]
 
 
 def l1(a: Tensor, b: Tensor) -> float:
@@ -118,138 +102,31 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return _mean(per_image, a, b)
 
 
-class UntrainedFeatures:
-    """Features of a small random convolution network, fixed by its seed: no weights, no download.
-
-    Mean and standard deviation of every channel, of the image itself and after each of three strided
-    convolutions: 118 numbers an image. Good enough to rank runs of one farm against each other; never to be
-    called FID.
-    """
-
-    name = "fd_untrained"
-
-    def __init__(self, seed: int = 0) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self._kernels = [
-            torch.randn(width, previous, 4, 4, generator=generator) * math.sqrt(2 / (previous * 16))
-            for previous, width in ((3, 8), (8, 16), (16, 32))
-        ]
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        """Images `[n, 3, height, width]`, sides of at least 8, to float64 `[n, 118]`."""
-        return np.concatenate([self._features(chunk) for chunk in _chunks(images)])
-
-    def _features(self, x: Tensor) -> Features:
-        levels = [x]
-        for kernel in self._kernels:
-            x = F.leaky_relu(F.conv2d(x, kernel.to(x.device), stride=2, padding=1), 0.2)
-            levels.append(x)
-        flat = [level.flatten(2) for level in levels]
-        features = [part for level in flat for part in (level.mean(dim=2), level.std(dim=2, correction=0))]
-        return torch.cat(features, dim=1).double().cpu().numpy()
-
-
-class CleanFidFeatures:
-    """Inception features the way Clean-FID makes them (Parmar et al., CVPR 2022): 2,048 numbers an image.
-
-    Images are quantised to 0..255 as its PNG files are, resized to 299x299 by its own resizer (PIL bicubic,
-    no quantisation after), and pass through its TorchScript Inception-V3.
-
-    Args:
-        path: the weights file `inception-2015-12-05.pt` or its folder; by default where clean-fid keeps it
-            (/tmp).
-        download: fetch the file into that folder if it is missing. Off, nothing ever touches the network.
-        device: where the network runs.
-
-    Raises:
-        ValueError: the weights are not there and `download` is off.
-        OSError: the download failed.
-    """
-
-    name = "clean_fid"
-
-    def __init__(self, path: str | Path | None = None, *, download: bool = False, device: str = "cpu") -> None:
-        from cleanfid.downloads_helper import check_download_inception, inception_url
-        from cleanfid.inception_torchscript import InceptionV3W
-        from cleanfid.resize import build_resizer
-
-        file_name = inception_url.rsplit("/", 1)[-1]
-        file = Path("/tmp" if path is None else path)
-        if file.suffix != ".pt":
-            file = file / file_name
-        if file.name != file_name:
-            raise ValueError(f"clean-fid loads Inception weights from a file named {file_name}, not {file}")
-        if not file.exists():
-            if not download:
-                raise ValueError(
-                    f"Inception weights for clean_fid are missing at {file}: put {inception_url} there, "
-                    f"or ask for the download"
-                )
-            # Into a folder of its own first: another process must never load half a file.
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-                Path(check_download_inception(fpath=folder)).replace(file)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*torch.jit")
-            self._model = InceptionV3W(str(file.parent), download=False).to(device)
-        self._resize: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = build_resizer("clean")
-        self._device = device
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Features:
-        """Images `[n, 3, height, width]` to float64 `[n, 2048]`."""
-        features = []
-        for chunk in _chunks(images):
-            raw = to_bytes(chunk).permute(0, 2, 3, 1).cpu().numpy()
-            resized = np.stack([self._resize(image) for image in raw]).transpose(0, 3, 1, 2)
-            batch = torch.from_numpy(np.ascontiguousarray(resized)).to(self._device)
-            features.append(self._model(batch).double().cpu().numpy())
-        return np.concatenate(features)
-
-
-def frechet_distance(features_a: Features, features_b: Features) -> float:
-    """Fréchet distance between Gaussians fitted to two feature sets `[n, d]` and `[m, d]`; at least 0.
-
-    `|mean_a - mean_b|^2 + tr(cov_a) + tr(cov_b) - 2 tr((cov_a cov_b)^1/2)`, covariances unbiased, in float64.
-    With centred rows A and B the eigenvalues of `cov_a cov_b` are the squared singular values of `A B^T`, up
-    to the counts, so no matrix root is taken and fewer images than features are no trouble.
-
-    Raises:
-        ValueError: fewer than two rows, unequal widths, or features that are not finite.
-    """
-    if features_a.ndim != 2 or features_b.ndim != 2 or features_a.shape[1] != features_b.shape[1]:
-        raise ValueError(f"feature sets must be [n, d] of one d, not {features_a.shape} and {features_b.shape}")
-    if min(len(features_a), len(features_b)) < 2:
-        raise ValueError(
-            f"a Fréchet distance needs at least 2 images a side, not {len(features_a)} and {len(features_b)}"
-        )
-    a, b = features_a.astype(np.float64), features_b.astype(np.float64)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("features hold values that are not finite, so they have no Fréchet distance")
-    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
-    a, b = (a - mean_a) / math.sqrt(len(a) - 1), (b - mean_b) / math.sqrt(len(b) - 1)
-    # A = QR keeps the singular values of A B^T in R_a R_b^T, which is never larger than [d, d].
-    root_a, root_b = (np.asarray(np.linalg.qr(side, mode="r")) for side in (a, b))
-    overlap = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    distance = np.square(mean_a - mean_b).sum() + np.square(a).sum() + np.square(b).sum() - 2 * overlap
-    return max(0.0, float(distance))
-
-
-def evaluate(generated: Tensor, target: Tensor, untouched: Tensor, extractors: Sequence[FeatureExtractor]) -> Scores:
+def evaluate(
+    generated: Tensor,
+    target: Tensor,
+    untouched: Tensor,
+    extractors: Sequence[FeatureExtractor],
+    *,
+    bootstrap: int = 0,
+    seed: int = 0,
+) -> Scores:
     """Score generated images against the teacher's, pair by pair and as sets.
 
     Args:
         generated, target, untouched: `[n, 3, height, width]`, the student's and the teacher's image of each
             source and the source itself.
-        extractors: one Fréchet distance each, between generated and target; none is fine.
+        extractors: a Fréchet and a kernel distance each, between generated and target; none is fine.
+        bootstrap: resamples of a `frechet_interval` for each extractor (the pairs are resampled); 0 for none.
+        seed: of the resampling and of the kernel distances' subsets.
 
     Raises:
-        ValueError: the stacks differ in shape or are empty, a side is below 11 pixels, generated values are
-            not finite, or there are fewer than two images for a Fréchet distance.
+        ValueError: the stacks differ in shape or are empty, a side is below 11 pixels, values are not finite, or
+            there are fewer than two images for a distance.
     """
-    if not all(torch.isfinite(chunk).all() for chunk in _chunks(generated)):
-        raise ValueError("the generated images hold values that are not finite: the training diverged")
+    _check_finite(generated, "the generated images hold values that are not finite: the training diverged")
+    _check_finite(target, "the target images hold values that are not finite: make these edits anew")
+    _check_finite(untouched, "the source images hold values that are not finite: leave these photos out")
     scores = Scores(
         n=len(generated),
         l1=l1(generated, target),
@@ -257,29 +134,50 @@ def evaluate(generated: Tensor, target: Tensor, untouched: Tensor, extractors: S
         psnr=psnr(generated, target),
         ssim=ssim(generated, target),
         frechet={},
+        kid={},
+        warning=few_images(len(generated)) if extractors else None,
     )
+    intervals = {}
     for extractor in extractors:
-        of_generated = np.concatenate([extractor(chunk) for chunk in _chunks(generated)])
-        of_target = np.concatenate([extractor(chunk) for chunk in _chunks(target)])
+        of_generated, of_target = extractor(generated), extractor(target)
         scores["frechet"][extractor.name] = frechet_distance(of_generated, of_target)
+        scores["kid"][extractor.kid_name] = kernel_distance(of_generated, of_target, seed=seed)
+        if bootstrap:
+            estimate = frechet_interval(of_generated, of_target, resamples=bootstrap, paired=True, seed=seed)
+            intervals[extractor.name] = asdict(estimate)
+    if bootstrap:
+        scores["frechet_interval"] = intervals
     return scores
+
+
+def append_record(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Append the record as one line of JSON, its keys sorted; processes may append to one file at a time.
+
+    Raises:
+        ValueError: a value is NaN or infinite, which JSON cannot hold.
+    """
+    try:
+        line = json.dumps(record, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+    except ValueError as error:
+        raise ValueError(f"a record for {path} holds NaN or infinity, which JSON cannot: leave that key out") from error
+    # Unbuffered: one write call, which appending keeps whole, and nothing left to flush.
+    with Path(path).open("ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def _check_finite(images: Tensor, problem: str) -> None:
+    if not all(torch.isfinite(chunk).all() for chunk in chunks(images)):
+        raise ValueError(problem)
 
 
 def _mean(per_image: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> float:
     """The mean over images of a per-image measure `[n]`, chunk by chunk, summed in float64."""
     _check_pair(a, b)
     with torch.no_grad():
-        chunks = zip(_chunks(a), _chunks(b), strict=True)
-        return sum(float(per_image(x, y).double().sum()) for x, y in chunks) / len(a)
+        both = zip(chunks(a), chunks(b), strict=True)
+        return sum(float(per_image(x, y).double().sum()) for x, y in both) / len(a)
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.ndim != 4 or a.shape[1] != 3 or not len(a):
         raise ValueError(f"paired metrics need equal stacks [n, 3, h, w], not {[*a.shape]} and {[*b.shape]}")
-
-
-def _chunks(images: Tensor) -> Iterator[Tensor]:
-    """The images as float32 in -1..1, at most `CHUNK` at a time."""
-    for start in range(0, len(images), CHUNK):
-        chunk = images[start : start + CHUNK]
-        yield to_unit(chunk) if chunk.dtype == torch.uint8 else chunk.float()

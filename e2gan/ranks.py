@@ -4,12 +4,14 @@ Every crucial layer starts at rank 1. A round trains, scores, then doubles every
 layer's threshold. The search ends when the score saturates or every layer is at its threshold, and the ranks
 of the best round are the concept's. New concepts use the layer-wise largest ranks over the searched concepts.
 
-What a round does (train e epochs, measure the Fréchet distance) is the caller's; nothing here needs torch.
+What a round does (train e epochs, measure the Fréchet distance) is the caller's; nothing here needs torch. The schemes
+the paper compares the search with (table 5) are here as well.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -27,14 +29,16 @@ class RankRound:
 
 
 def layer_threshold(kind: Literal["conv", "linear"], in_channels: int, out_channels: int) -> int:
-    """The rank ceiling of one layer, from its size (appendix B.2, which gives values but no formula).
+    """The rank ceiling of one layer, from its size: `in * out / 2048` rounded up to a power of two, at least 1.
 
-    A rank-r factorisation of an `in x out` channel matrix has `r (in + out)` numbers. The ceiling is the rank
-    at which that reaches a sixteenth of the matrix, `in * out / (16 (in + out))`, rounded up to a power of
-    two because doubling from 1 reaches nothing else. A linear layer (attention, feed-forward) stays at 1, as
-    in the paper.
+    Appendix B.2 sets it "by the size of the layer", in numbers lost with the text; this formula is worked out from the
+    LoRA parameters in table 5. With stem, head and linear layers kept at 1, two doublings everywhere give 55,574, its
+    0.056 M exactly. Its 0.164 M is 163,094: four doublings with 64-128 held at 4 and the larger layers at 16, so the
+    ceilings of these must be at least 16, above the 8 the search chose. One formula by size for all of them divides by
+    2048 or more, below 4096, which makes no difference at the paper's widths. A linear layer (attention, feed-forward)
+    stays at 1, as in the paper.
 
-    At the paper's widths: 3-64 -> 1, 64-128 -> 4, 128-256 -> 8, 256-256 -> 8. At half width: 1, 2, 4, 4.
+    At the paper's widths: 3-64 -> 1, 64-128 -> 4, 128-256 -> 16, 256-256 -> 32. At half width: 1, 1, 4, 8.
 
     Args:
         kind: "conv" for convolutions, transposed ones included; "linear" for linear layers.
@@ -50,9 +54,72 @@ def layer_threshold(kind: Literal["conv", "linear"], in_channels: int, out_chann
     if kind == "linear":
         return 1
     ceiling = 1
-    while ceiling * 16 * (in_channels + out_channels) < in_channels * out_channels:
+    while ceiling * 2048 < in_channels * out_channels:
         ceiling *= 2
     return ceiling
+
+
+def upscaled_ranks(thresholds: Mapping[str, int], doublings: int) -> Ranks:
+    """Every layer at rank 1 doubled so many times, capped at its threshold: no search ("upscale" in table 5).
+
+    The paper's 0.056 M "upscale 1" is two doublings, its 0.164 M "upscale 4" is four (see `layer_threshold`).
+
+    Raises:
+        ValueError: a threshold or `doublings` is too low.
+    """
+    _check_thresholds(thresholds)
+    if doublings < 0:
+        raise ValueError(f"ranks are doubled 0 times or more, not {doublings}")
+    return {layer: min(2**doublings, threshold) for layer, threshold in thresholds.items()}
+
+
+def random_ranks(thresholds: Mapping[str, int], size: Mapping[str, int], target: int, seed: int) -> Ranks:
+    """Random ranks of a wanted total size ("random" in table 5, of 0.100 M parameters).
+
+    Of all ways to give every layer a rank from 1 to its threshold, those whose total size is nearest to `target` (the
+    lower total of two as near) are counted, by dynamic programming over totals, and one of them is drawn with equal
+    chances. The order of the layers does not matter.
+
+    Args:
+        thresholds: the highest rank of every layer, at least 1.
+        size: LoRA parameters of every layer for each unit of rank.
+        target: the wanted total of rank times size.
+        seed: of the draw.
+
+    Raises:
+        ValueError: `thresholds` and `size` name different layers or hold values below 1, or `target` is less than rank
+            1 everywhere takes or more than the thresholds do.
+    """
+    _check_thresholds(thresholds)
+    _check_layers("thresholds", thresholds, "sizes", size)
+    small = [layer for layer in size if size[layer] < 1]
+    if small:
+        raise ValueError(f"the size of {small[0]!r} must be at least 1 parameter, not {size[small[0]]}")
+    least, most = sum(size.values()), sum(size[layer] * thresholds[layer] for layer in size)
+    if not least <= target <= most:
+        raise ValueError(
+            f"these layers can have {least} to {most} LoRA parameters, not {target}: choose a target between"
+        )
+
+    # ways[i]: total size of the layers from i on -> how many choices of their ranks come to it
+    layers = sorted(thresholds)
+    ways = [{0: 1}]
+    for layer in reversed(layers):
+        totals: dict[int, int] = {}
+        for rank in range(1, thresholds[layer] + 1):
+            for total, count in ways[0].items():
+                total += rank * size[layer]
+                totals[total] = totals.get(total, 0) + count
+        ways.insert(0, totals)
+
+    left = min(ways[0], key=lambda total: (abs(total - target), total))
+    rng = random.Random(seed)
+    ranks: Ranks = {}
+    for layer, after in zip(layers, ways[1:], strict=True):
+        options = range(1, thresholds[layer] + 1)
+        ranks[layer] = rng.choices(options, [after.get(left - rank * size[layer], 0) for rank in options])[0]
+        left -= ranks[layer] * size[layer]
+    return {layer: ranks[layer] for layer in thresholds}
 
 
 def next_ranks(ranks: Mapping[str, int], thresholds: Mapping[str, int]) -> Ranks | None:
@@ -61,9 +128,7 @@ def next_ranks(ranks: Mapping[str, int], thresholds: Mapping[str, int]) -> Ranks
     Raises:
         ValueError: `ranks` and `thresholds` name different layers.
     """
-    if ranks.keys() != thresholds.keys():
-        odd = min(ranks.keys() ^ thresholds.keys())
-        raise ValueError(f"ranks and thresholds must name the same layers; {odd!r} is in only one of them")
+    _check_layers("ranks", ranks, "thresholds", thresholds)
     doubled = {layer: min(2 * rank, thresholds[layer]) for layer, rank in ranks.items()}
     return doubled if doubled != ranks else None
 
@@ -113,12 +178,7 @@ def rank_search(
         ValueError: no layers, a threshold below 1, a score that is not finite, or a `start` that is not the
             beginning of the search over these thresholds.
     """
-    if not thresholds:
-        raise ValueError("the rank search needs at least one layer, and no thresholds were given")
-    low = [layer for layer, threshold in thresholds.items() if threshold < 1]
-    if low:
-        raise ValueError(f"the threshold of {low[0]!r} must be at least 1, not {thresholds[low[0]]}")
-
+    _check_thresholds(thresholds)
     rounds: list[RankRound] = []
     ranks: Ranks | None = dict.fromkeys(thresholds, 1)
     for done in start:
@@ -165,6 +225,20 @@ def merge(searched: Iterable[Mapping[str, int]]) -> Ranks:
             odd = min(found.keys() ^ ranks[0].keys())
             raise ValueError(f"searches to merge must be over the same layers; {odd!r} is missing from one of them")
     return {layer: max(found[layer] for found in ranks) for layer in ranks[0]}
+
+
+def _check_thresholds(thresholds: Mapping[str, int]) -> None:
+    if not thresholds:
+        raise ValueError("ranks need at least one layer, and no thresholds were given")
+    low = [layer for layer, threshold in thresholds.items() if threshold < 1]
+    if low:
+        raise ValueError(f"the threshold of {low[0]!r} must be at least 1, not {thresholds[low[0]]}")
+
+
+def _check_layers(name: str, given: Mapping[str, int], other_name: str, other: Mapping[str, int]) -> None:
+    if given.keys() != other.keys():
+        odd = min(given.keys() ^ other.keys())
+        raise ValueError(f"{name} and {other_name} must name the same layers; {odd!r} is in only one of them")
 
 
 def _check(done: RankRound) -> None:

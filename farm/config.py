@@ -21,15 +21,26 @@ class _Section(BaseModel):
 
 
 class SelectionConfig(_Section):
-    """Similarity clustering of the training images (E2GAN section 4.2.3).
+    """Which training images are kept (E2GAN section 4.2.3).
 
-    clusters: training images kept, one a cluster; all of them when left out.
-    embedding: `thumbnail` needs no weights; `clip` is the CLIP image encoder at `path` (a folder or a hub id).
+    clusters: how many: as many clusters there are, with one image of each; all images when left out.
+    method: `cluster` by similarity, or `random`, the paper's comparison, as many images as there would be clusters.
+    embedding: what clusters are of: `thumbnail` needs no weights; `clip` is the CLIP image encoder at `path` (a folder
+        or a hub id); `onnx` is the model file at `path`, which takes what FaceNet takes.
     """
 
     clusters: int | None = Field(default=None, ge=1)
-    embedding: Literal["thumbnail", "clip"] = "thumbnail"
+    method: Literal["cluster", "random"] = "cluster"
+    embedding: Literal["thumbnail", "clip", "onnx"] = "thumbnail"
     path: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> SelectionConfig:
+        if self.method == "random" and self.clusters is None:
+            raise ValueError("clusters, how many images to keep, is needed with method: random")
+        if self.embedding != "thumbnail" and not self.path:
+            raise ValueError(f"path is needed with embedding: {self.embedding}")
+        return self
 
 
 class TextConfig(_Section):
