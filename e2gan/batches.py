@@ -130,6 +130,9 @@ def check_pairs(concepts: Sequence[ConceptPairs], config: TrainConfig) -> None:
     sizes = {tuple(c.pairs.source.shape[2:]) for c in concepts}
     if len(sizes) != 1:
         raise ValueError(f"all concepts must have images of one size, these have {sorted(sizes)}")
+    texts = {tuple(c.text.shape) for c in concepts}
+    if len(texts) != 1:
+        raise ValueError(f"all prompts must be embedded alike, these have shapes {sorted(texts)}")
     sides = sizes.pop()
     if config.crop and config.crop > min(sides):
         raise ValueError(f"crop {config.crop} is larger than the images, {sides[0]}x{sides[1]}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,10 @@ class CheckpointFolder:
         """Write `<step>.safetensors` under a temporary name, rename it, then drop all but the newest two."""
         self.path.mkdir(parents=True, exist_ok=True)
         partial = self.path / f"{step:08d}.partial"
-        partial.write_bytes(checkpoint)
+        with partial.open("wb") as file:
+            file.write(checkpoint)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
         partial.replace(self.path / f"{step:08d}.safetensors")
         for old in self._files()[:-2]:
             old.unlink()

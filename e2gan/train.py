@@ -76,6 +76,8 @@ def train(
         DivergedError: a loss or weight is no longer finite; the sentence names the step and the last good checkpoint.
     """
     device = torch.device(device)
+    if config.batch_size < worker[1]:
+        raise ValueError(f"batch_size {config.batch_size} leaves some of {worker[1]} workers without a pair: raise it")
     batches = Batches(concepts, config, seed=seed, device=device)
     steps = total_steps(config, batches.epoch_length)
 

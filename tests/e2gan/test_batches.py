@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 from math import ceil
 from typing import Any
@@ -224,3 +225,9 @@ def test_a_batch_has_at_most_an_epochs_pairs() -> None:
     with pytest.raises(ValueError, match="batch_size 7 is more than the 6 pairs of an epoch"):
         batches(concepts([3, 1]), batch_size=7)
     assert sorted(batches(concepts([3, 1]), batch_size=6).picks(0)[1].tolist()) == [0, 1, 2, 3, 3, 3]
+
+
+def test_prompts_embedded_unlike() -> None:
+    first, second = concepts([2, 2])
+    with pytest.raises(ValueError, match="embedded alike"):
+        batches([first, dataclasses.replace(second, text=second.text[:1])])

@@ -754,3 +754,8 @@ def test_an_adapter_learns_on_a_frozen_base() -> None:
         progress_every=1,
     )
     assert l1[-1] < 0.7 * l1[0]
+
+
+def test_a_batch_is_shared_by_all_workers() -> None:
+    with pytest.raises(ValueError, match="batch_size 1 leaves some of 2 workers"):
+        train(base(), [concept("a", 4)], config(batch_size=1), seed=0, worker=(0, 2))
