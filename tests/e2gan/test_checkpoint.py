@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -176,13 +177,12 @@ def test_a_save_that_was_interrupted_leaves_the_last_checkpoint(
     folder = CheckpointFolder(tmp_path)
     folder.save(1, b"whole")
 
-    def half(path: Path, data: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
+    def killed(descriptor: int) -> None:
+        os.ftruncate(descriptor, 5)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "write_bytes", half)
+        patched.setattr(os, "fsync", killed)
         with pytest.raises(KeyboardInterrupt):
             folder.save(2, b"never whole")
     assert folder.latest() == b"whole"
