@@ -29,6 +29,8 @@ lint: install
 
 bench: install
 	$(BIN)/python bench/train.py
+	$(BIN)/python bench/infer.py
+	$(BIN)/python bench/cost.py
 
 clean:
 	rm -rf work
