@@ -26,7 +26,7 @@ from e2gan.batches import ConceptPairs
 from e2gan.checkpoint import CheckpointFolder
 from e2gan.config import TrainConfig
 from e2gan.embeddings import thumbnail_embedding
-from e2gan.features import FeatureExtractor
+from e2gan.features import CachedFeatures
 from e2gan.infer import edit_images
 from e2gan.lora import new_adapter
 from e2gan.lora_attach import attach, extract
@@ -56,7 +56,7 @@ class Study:
         self.config, self.folder, self.device = config, folder, device
         self.plan: Plan = make_plan(config)
         self.store = open_store(config.store)
-        self.extractor: FeatureExtractor = extractor(config.evaluation.inception)
+        self.extractor = CachedFeatures(extractor(config.evaluation.inception), folder / "features")
         self._pairs: dict[tuple[str, str], Pairs] = {}
 
     # Data

@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32, help="a batch of 32 takes minutes on a CPU")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
@@ -135,8 +135,8 @@ def main() -> None:
     line(**machine(), device=args.device, side=args.side, channels=args.channels, batch_size=args.batch_size)
     reference = 0.0
     fastest: tuple[float, Variant] = (0.0, VARIANTS[-1])
-    for adversarial in (True, False):
-        for variant in VARIANTS:
+    for adversarial, variants in ((True, VARIANTS), (False, (VARIANTS[0], VARIANTS[3], VARIANTS[-1]))):
+        for variant in variants:
             found = _apart(measure, variant, args, adversarial)
             rate = found["images_per_second"]
             reference = reference or rate
