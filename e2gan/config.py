@@ -78,7 +78,7 @@ class TrainConfig:
     crop: train on crops of this side, px, a multiple of 8, at a place drawn anew each time; None takes whole images.
     precision: `auto` is bf16 autocast where the device computes in bf16, else fp32.
     channels_last: memory layout; None is what trains faster on the device (docs/method.md).
-    compile: torch.compile: a minute's wait at the start, then faster steps.
+    compile: torch.compile: up to a minute's wait at the start, then faster steps; on a CPU it needs a C++ compiler.
     checkpoint_every: steps between checkpoints.
     """
 

@@ -26,6 +26,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "sources__crops_per_photo": (7, ALL),
     "sources__split": ({"train": 0.4, "validation": 0.3, "test": 0.3}, ALL),
     "selection__clusters": (8, ALL - {"sources"}),
+    "selection__method": ("random", ALL - {"sources"}),
     "catalogue__3__prompt": ("an old photograph", {"edits/sepia", "adapter/sepia"}),
     "catalogue__3__editor__style": ("fog", {"edits/sepia", "adapter/sepia"}),
     "catalogue__2__prompt": ("at night", {"edits/night", "ranks"} | ADAPTERS),
