@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,33 +29,34 @@ ADVERSARIAL = 0.01
 """Weight of the adversarial loss in the rows with a discriminator: pix2pix's 1 against 100 times L1."""
 
 
-def recipes(config: FarmConfig, target: str, images: int) -> list[Recipe]:
-    """The rows of one left-out concept's table."""
+def recipes(config: FarmConfig, target: str, images: int, counts: Sequence[int]) -> list[Recipe]:
+    """The rows of one left-out concept's table. counts: training pairs, the most first."""
     model = config.model
     nine = replace(pix2pix_nine_blocks(), channels=model.channels)
     concepts = tuple(c.id for c in config.catalogue if c.id != target)
     base = Base(model=model, concepts=concepts)
+    most = counts[0]
 
     def lora(name: str, **changes: object) -> Recipe:
         return replace(Recipe(name=name, model=model, base=base, images=images, ranks="searched"), **changes)
 
     return [
-        lora("base as it is", images=0, ranks=None, pairs=400),
+        lora("base as it is", images=0, ranks=None, pairs=most),
         *[
             lora(f"LoRA, {pairs} pairs, {how}", pairs=pairs, selection=how)
-            for pairs in (400, 200, 100)
+            for pairs in counts
             for how in ("cluster", "random")
         ],
-        lora("LoRA at four times the ranks, 400 pairs, cluster", pairs=400, ranks="searched-x4"),
-        lora("full fine-tune, 400 pairs, cluster", pairs=400, ranks=None),
-        lora("LoRA with discriminator, 400 pairs, cluster", pairs=400, adversarial_weight=ADVERSARIAL),
+        lora(f"LoRA at four times the ranks, {most} pairs, cluster", pairs=most, ranks="searched-x4"),
+        lora(f"full fine-tune, {most} pairs, cluster", pairs=most, ranks=None),
+        lora(f"LoRA with discriminator, {most} pairs, cluster", pairs=most, adversarial_weight=ADVERSARIAL),
         lora(
-            "full fine-tune with discriminator, 400 pairs, cluster",
-            pairs=400,
+            f"full fine-tune with discriminator, {most} pairs, cluster",
+            pairs=most,
             ranks=None,
             adversarial_weight=ADVERSARIAL,
         ),
-        Recipe(name="E2GAN from scratch, 400 pairs, cluster", model=model, images=images, pairs=400),
+        Recipe(name=f"E2GAN from scratch, {most} pairs, cluster", model=model, images=images, pairs=most),
         Recipe(name="pix2pix 9RB from scratch, all pairs", model=nine, images=images),
         Recipe(name="pix2pix 9RB from scratch, identity start, all pairs", model=_identity(nine), images=images),
     ]
@@ -70,22 +72,23 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the configuration")
     parser.add_argument("--leave-out", action="append", metavar="CONCEPT", help="default: wave, then udnie")
     parser.add_argument("--images", type=int, default=2400, help="images every training sees")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[400, 200, 100], help="training pairs, the most first")
     parser.add_argument("--json", type=Path, help="also write the results there")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     config = load_config(args.config, args.set)
     study = Study(config, Path(config.store) / "lab", device=args.device)
     lines = [study.describe()]
-    print(json.dumps(lines[0]), flush=True)
+    print(json.dumps(lines[0], sort_keys=True), flush=True)
     for target in args.leave_out or ("wave", "udnie"):
         study.make_edits([config.concept(target).id, *(c.id for c in config.catalogue if c.id != target)])
-        for recipe in recipes(config, target, args.images):
+        for recipe in recipes(config, target, args.images, args.pairs):
             say(f"{target}: {recipe.name}")
             lines.append(study.run(recipe, target))
-            print(json.dumps(lines[-1]), flush=True)
+            print(json.dumps(lines[-1], sort_keys=True), flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        args.json.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
 
 
 if __name__ == "__main__":

@@ -265,3 +265,31 @@ def test_the_list_is_complete(
     here(monkeypatch, config, "--list")
     listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()] == list(NUMBERS)
+
+
+def test_experiment(config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row of the experiment on one left-out concept, written to a file as printed, and not trained again."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import experiment
+
+    file = config.parent / "experiment.jsonl"
+    options = ["--config", str(config), "--leave-out", "sepia", "--images", "8", "--pairs", "8", "4"]
+    monkeypatch.setattr(sys, "argv", ["experiment.py", *options, "--json", str(file)])
+    experiment.main()
+    printed, said = capsys.readouterr()
+    assert file.read_text() == printed
+    rows = records(printed)
+    assert {name: row["pairs"] for name, row in rows.items() if name.startswith("LoRA, ")} == {
+        "LoRA, 8 pairs, cluster": 8,
+        "LoRA, 8 pairs, random": 8,
+        "LoRA, 4 pairs, cluster": 4,
+        "LoRA, 4 pairs, random": 4,
+    }
+    lora, four_fold = rows["LoRA, 8 pairs, cluster"], rows["LoRA at four times the ranks, 8 pairs, cluster"]
+    assert four_fold["trainable_parameters"] == 4 * lora["trainable_parameters"]
+    assert rows["base as it is"]["trainable_parameters"] == 0
+    assert "full fine-tune, 8 pairs, cluster on sepia: step" in said
+    experiment.main()
+    again, said = capsys.readouterr()
+    assert again == printed
+    assert "step" not in said
