@@ -21,7 +21,7 @@ import torch
 from recipes import Base, Recipe
 from study import Study, say
 
-from e2gan.config import GeneratorConfig, pix2pix_nine_blocks
+from e2gan.config import pix2pix_nine_blocks
 from farm.config import FarmConfig, load_config
 from farm.errors import UserError
 
@@ -58,12 +58,12 @@ def recipes(config: FarmConfig, target: str, images: int, counts: Sequence[int])
         ),
         Recipe(name=f"E2GAN from scratch, {most} pairs, cluster", model=model, images=images, pairs=most),
         Recipe(name="pix2pix 9RB from scratch, all pairs", model=nine, images=images),
-        Recipe(name="pix2pix 9RB from scratch, identity start, all pairs", model=_identity(nine), images=images),
+        Recipe(
+            name="pix2pix 9RB from scratch, identity start, all pairs",
+            model=replace(nine, init="identity"),
+            images=images,
+        ),
     ]
-
-
-def _identity(model: GeneratorConfig) -> GeneratorConfig:
-    return replace(model, init="identity")
 
 
 def main() -> None:

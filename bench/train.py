@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -96,7 +97,13 @@ def adapter(variant: Variant, args: argparse.Namespace) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began, "peak_memory_gb": _peak_gb(args.device)}
 
 
-def _train(model, variant, training, args, on_progress) -> None:  # type: ignore[no-untyped-def]
+def _train(
+    model: GeneratorConfig,
+    variant: Variant,
+    training: TrainConfig,
+    args: argparse.Namespace,
+    on_progress: Callable[[Progress], None] | None,
+) -> None:
     generator = build_generator(model, seed=0)
     if variant.lora:
         attach(generator, new_adapter(generator, searched_ranks(generator), seed=0), space=variant.lora)
@@ -113,7 +120,7 @@ def _peak_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def _apart(function, *arguments):  # type: ignore[no-untyped-def]
+def _apart(function: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
     """The function's result from a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)

@@ -5,53 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import assert_same, edit, mixed_ranks, tiny, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from e2gan.config import GeneratorConfig
 from e2gan.lora import Adapter, crucial_layers, merge, new_adapter, searched_ranks, update
 from e2gan.lora_attach import attach, extract, peft_config
 from e2gan.lora_peft import load, save
-from e2gan.model import Generator, build_generator
-from e2gan.ranks import Ranks
+from e2gan.model import Generator
 from e2gan.weights import load_weights, save_weights
 
-TINY = GeneratorConfig(channels=4, heads=2, text_tokens=3, text_width=5)
-LAYERS = tuple(crucial_layers(build_generator(TINY, seed=0)))
 REFUSED = "not an adapter in peft's format"
-
-
-def tiny() -> Generator:
-    return build_generator(TINY, seed=0)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def edit(model: nn.Module) -> Tensor:
-    with torch.no_grad():
-        out: Tensor = model(noise(2, 3, 16, 24).clamp(-1, 1), noise(1, 3, 5))
-    return out
-
-
-def mixed_ranks() -> Ranks:
-    return {name: 1 + i % 3 for i, name in enumerate(LAYERS)}
-
-
-def trained(ranks: Ranks, *, scale: float = 1.0, seed: int = 0) -> Adapter:
-    """An adapter whose update is far from zero."""
-    adapter = new_adapter(tiny(), ranks, scale=scale, seed=seed)
-    tensors = {name: noise(*t.shape, seed=i) * 0.1 for i, (name, t) in enumerate(adapter.tensors.items())}
-    return Adapter(ranks=adapter.ranks, scale=scale, tensors=tensors)
-
-
-def assert_same(a: Adapter, b: Adapter) -> None:
-    assert (a.ranks, a.scale) == (b.ranks, b.scale)
-    assert a.tensors.keys() == b.tensors.keys()
-    for name, tensor in a.tensors.items():
-        assert torch.equal(tensor, b.tensors[name]), name
 
 
 def test_pefts_own_merge_equals_ours() -> None:
