@@ -1,18 +1,19 @@
-"""The command line: `farm run`, `farm status`, `farm concepts list`, `farm edit`, `farm serve`."""
+"""The command line: `farm run`, `farm status`, `farm concepts …`, `farm teachers …`, `farm edit`, `farm serve`."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from farm import cli_concepts, cli_teachers
 from farm.config import FarmConfig, load_config
 from farm.errors import UserError
+from farm.files import write_whole
+from farm.options import Config, Json, Override, naming
 
 app = typer.Typer(
     help="A farm of image-editing concepts: distil editors into tiny GANs, one small adapter a concept.",
@@ -20,15 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-concepts_app = typer.Typer(help="The catalogue.", no_args_is_help=True)
-app.add_typer(concepts_app, name="concepts")
-
-Config = Annotated[Path, typer.Option("--config", "-c", help="The farm's YAML file.", show_default=False)]
-Override = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+app.add_typer(cli_concepts.app, name="concepts")
+app.add_typer(cli_teachers.app, name="teachers")
 
 
 @app.command()
@@ -64,7 +58,7 @@ def run_stages(
         raise UserError(f"--stage {unknown[0]}: the stages are {', '.join(farm_run.STAGES)}.")
     screen = Screen()
     try:
-        with _naming(config):
+        with naming(config):
             outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run)
     except KeyboardInterrupt:
         screen.say("interrupted; the same command goes on from here")
@@ -84,7 +78,7 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
     from farm.store import open_store
 
     loaded = load_config(config, override or [])
-    with _naming(config):
+    with naming(config):
         found = farm_status(open_store(loaded.store), make_plan(loaded))
     if as_json:
         print(json.dumps(found, indent=1))
@@ -112,26 +106,6 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
     console = Console()
     console.print(table)
     console.print(", ".join(f"{name} {state}" for name, state in found["stages"].items()))
-
-
-@concepts_app.command("list")
-def concepts_list(config: Config, override: Override = None, as_json: Json = False) -> None:
-    """The concepts of a farm, with what is published of them."""
-    from farm.registry import Registry
-    from farm.store import open_store
-
-    loaded = load_config(config, override or [])
-    if as_json:
-        from farm.plan import make_plan
-        from farm.status import farm_status
-
-        found = farm_status(open_store(loaded.store), make_plan(loaded))
-        print(json.dumps({"concepts": found["concepts"]}, indent=1))
-        return
-    published = Registry(open_store(loaded.store)).list()
-    for concept in loaded.catalogue:
-        entry = published.get(concept.id)
-        print(f"{concept.id:<32} {f'v{entry.version}' if entry else '-':<5} {concept.editor.kind:<11} {concept.prompt}")
 
 
 @app.command()
@@ -167,7 +141,7 @@ def edit(
     loaded.concept(concept)
     adapter = AdapterBank(store, byte_budget=loaded.serve.cache_mb * 2**20).get(concept)
     edited = edit_photo(adapter.generator, adapter.text, np.asarray(photo), longest_side=side or loaded.serve.max_side)
-    _write(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]
+    write_whole(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]
     print(f"{target}  {edited.shape[1]}x{edited.shape[0]}  {concept} v{adapter.version} {adapter.digest}")
 
 
@@ -208,28 +182,6 @@ def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:
         screen.say(", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items()))
     if outcome.report:
         screen.say(f"report: {open_store(config.store).url}/{outcome.report}")
-
-
-@contextmanager
-def _naming(config: Path) -> Iterator[None]:
-    """Put the configuration's file in front of a mistake that names one of its keys."""
-    try:
-        yield
-    except UserError as error:
-        key = str(error).partition(":")[0].partition(".")[0]
-        raise UserError(f"{config}: {error}" if key in FarmConfig.model_fields else str(error)) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place.") from error
 
 
 def main() -> None:

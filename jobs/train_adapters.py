@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import typer
 
-from farm.cli import Config, Json, Override, guard, run_stages
+from farm.cli import guard, run_stages
+from farm.options import Config, Json, Override
 
 
 def main(config: Config, override: Override = None, dry_run: bool = False, as_json: Json = False) -> None:

@@ -1,0 +1,272 @@
+"""`farm concepts list`, `show`, `validate` and `add`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+import yaml
+
+from farm.catalogue import (
+    PACKAGED,
+    Concept,
+    PaperSet,
+    check_concepts,
+    find_concept,
+    load_catalogue,
+    near,
+    parse_list,
+    problems,
+    repeats,
+    slug,
+)
+from farm.config import FarmConfig, load_config
+from farm.errors import UserError
+from farm.files import write_whole
+from farm.options import Json, Override, naming
+
+app = typer.Typer(help="The catalogue.", no_args_is_help=True)
+
+FarmOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The catalogue of this farm's YAML file.", show_default=False)
+]
+CatalogueOption = Annotated[
+    str | None,
+    typer.Option(
+        "--catalogue",
+        help="ffhq, scenery or a YAML list of concepts; ffhq and scenery when left out.",
+        show_default=False,
+    ),
+]
+ConceptId = Annotated[str, typer.Argument(metavar="ID", help="The concept's id.", show_default=False)]
+SETS = get_args(PaperSet)
+
+
+@app.command("list")
+def list_(
+    config: FarmOption = None,
+    catalogue: CatalogueOption = None,
+    category: Annotated[str | None, typer.Option(help="Only this category.", show_default=False)] = None,
+    chosen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SET|KEY=VALUE",
+            help="Only this list of the paper (base, random, evaluation), or with --config override a key; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The concepts of a farm, with what is published of them, or those of a catalogue."""
+    overrides = [text for text in chosen or () if "=" in text]
+    sets = {text for text in chosen or () if "=" not in text}
+    if unknown := sorted(sets - set(SETS)):
+        raise UserError(f"--set {unknown[0]}: the sets are {', '.join(SETS)}; to override a key write key=value.")
+    farm, every = _read(config, catalogue, overrides)
+    if category is not None and category not in (categories := {concept.category for concept in every}):
+        raise UserError(f"--category {category}: no concept is in it; {near(category, categories)}")
+    concepts = [c for c in every if category in (None, c.category) and (not sets or sets & set(c.sets))]
+    if farm is not None and config is not None:
+        with naming(config):
+            _list_farm(farm, concepts, as_json=as_json)
+    elif as_json:
+        _print_json({"concepts": [_record(concept) for concept in concepts]})
+    else:
+        for concept in concepts:
+            print(f"{concept.id:<35} {concept.category:<12} {','.join(concept.sets) or '-':<15} {concept.prompt}")
+
+
+def _list_farm(farm: FarmConfig, concepts: Sequence[Concept], *, as_json: bool) -> None:
+    from farm.registry import Registry
+    from farm.store import open_store
+
+    store = open_store(farm.store)
+    if as_json:
+        from farm.plan import make_plan
+        from farm.status import farm_status
+
+        shown = {concept.id for concept in concepts}
+        rows = farm_status(store, make_plan(farm))["concepts"]
+        _print_json({"concepts": [row for row in rows if row["id"] in shown]})
+        return
+    published = Registry(store).list()
+    for concept in concepts:
+        entry = published.get(concept.id)
+        version, teachers = f"v{entry.version}" if entry else "-", ",".join(farm.candidates(concept.id))
+        print(f"{concept.id:<32} {version:<5} {teachers:<11} {concept.prompt}")
+
+
+@app.command()
+def show(
+    concept_id: ConceptId,
+    config: FarmOption = None,
+    catalogue: CatalogueOption = None,
+    override: Override = None,
+    as_json: Json = False,
+) -> None:
+    """Everything about one concept."""
+    _, concepts = _read(config, catalogue, override or [])
+    if slug(concept_id) != concept_id:
+        meant, ids = slug(concept_id), [concept.id for concept in concepts]
+        raise UserError(f"{_not_an_id(concept_id)}; {near(meant, [meant] if meant in ids else ids)}")
+    concept = find_concept(concepts, concept_id, key="concept")
+    if as_json:
+        _print_json(_record(concept))
+        return
+    request = concept.request
+    shown = {
+        "id": concept.id,
+        "name": concept.title,
+        "category": concept.category,
+        "domain": concept.domain,
+        "sets": ", ".join(concept.sets) or "none",
+        "base": "never, it is reserved for evaluation" if concept.reserved else "may learn it",
+        "prompt": request.instruction,
+        "before": request.before,
+        "after": request.after,
+        "teacher": concept.editor.kind if concept.editor else ", ".join(concept.teachers or ()) or "any of the farm's",
+    }
+    for key, value in shown.items():
+        print(f"{key:<9} {value}")
+
+
+@app.command()
+def validate(
+    config: FarmOption = None, catalogue: CatalogueOption = None, override: Override = None, as_json: Json = False
+) -> None:
+    """Look for mistakes and near-duplicates; exits with 1 when there are any."""
+    checked: list[dict[str, Any]] = []
+    if config is not None:
+        farm, concepts = _read(config, catalogue, override or [])
+        assert farm is not None
+        found = problems(concepts, base=farm.base.concepts)
+        checked.append({"catalogue": str(config), "concepts": len(concepts), "problems": found})
+    for name in _names(config, catalogue, override or []):
+        entries = load_catalogue(name)
+        concepts, mistakes = check_concepts(entries)
+        found = mistakes + problems(concepts, complete=name in PACKAGED)
+        checked.append({"catalogue": name, "concepts": len(entries), "problems": found})
+    if as_json:
+        _print_json({"catalogues": checked})
+    else:
+        for row in checked:
+            for said in row["problems"] or [f"{row['concepts']} concepts, no problem found"]:
+                print(f"{row['catalogue']}: {said}")
+    if any(row["problems"] for row in checked):
+        raise typer.Exit(1)
+
+
+@app.command()
+def add(
+    concept_id: ConceptId,
+    prompt: Annotated[str, typer.Option(help="The instruction, such as `make the person sad`.", show_default=False)],
+    name: Annotated[str, typer.Option(help="As people spell it; the id in words when left out.")] = "",
+    category: Annotated[str, typer.Option(help="What it is listed under.")] = "other",
+    before: Annotated[str | None, typer.Option(help="A caption of the photo, `a photo of a person`.")] = None,
+    after: Annotated[str | None, typer.Option(help="A caption of the edited photo, `a photo of a sad person`.")] = None,
+    domain: Annotated[str, typer.Option(help="face or scenery.")] = "scenery",
+    to: Annotated[Path, typer.Option(help="Your catalogue, a YAML list; made where there is none.")] = Path(
+        "concepts.yaml"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Add a concept at the end of your own catalogue, whose text and comments stay as they are."""
+    if str(to) in PACKAGED:
+        raise UserError(f"--to {to}: that catalogue comes with the package; give the path of a file of your own.")
+    if slug(concept_id) != concept_id:
+        raise UserError(f"{_not_an_id(concept_id)}, such as {slug(concept_id) or 'sad-person'}.")
+    if (before is None) != (after is None):
+        raise UserError(f"{'--after' if after is None else '--before'} is missing; captions come in pairs.")
+    given = {"id": concept_id, "name": name, "category": category, "domain": domain, "prompt": prompt}
+    entry: dict[str, Any] = {key: " ".join(value.split()) for key, value in given.items() if value != ""}
+    if before is not None and after is not None:
+        entry["captions"] = [" ".join(before.split()), " ".join(after.split())]
+    concept = _checked([entry], "concepts add")[0]
+    text = _text(to)
+    present = parse_list(to, text)
+    for other, what in repeats(concept, _checked(present, to)):
+        raise UserError(f"{to}: {concept.id!r} is not added, for {other.id!r} is there with {what}.")
+    write_whole(to.resolve(), _appended(to, text, [*present, entry]).encode())
+    known = [other for path in PACKAGED for other in _checked(load_catalogue(path), path)]
+    notes = [
+        f"the packaged {other.id!r} has {what}" + (" and is reserved for evaluation" if other.reserved else "")
+        for other, what in repeats(concept, known)
+    ]
+    if as_json:
+        _print_json({"added": _record(concept), "to": str(to), "notes": notes})
+        return
+    print(f"{to}: added {concept.id}")
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _appended(path: Path, text: str, entries: Sequence[dict[str, Any]]) -> str:
+    """The text of a catalogue with the last of the entries put behind the others."""
+    line = yaml.safe_dump(
+        entries[-1], default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True
+    ).strip()
+    first = yaml.compose(text)
+    indent = " " * first.start_mark.column if first else ""
+    gap = "\n" if text and not text.endswith("\n") else ""
+    longer = f"{text}{gap}{indent}- {line}\n"
+    with suppress(UserError):
+        if parse_list(path, longer) == entries:
+            return longer
+    raise UserError(f"{path}: nothing can be appended to this list; write it as lines such as `- {line}`.")
+
+
+def _read(config: Path | None, catalogue: str | None, overrides: list[str]) -> tuple[FarmConfig | None, list[Concept]]:
+    """The farm, where one is given, and the concepts of it or of the catalogues asked for."""
+    names = _names(config, catalogue, overrides)
+    if config is None:
+        return None, [concept for name in names for concept in _checked(load_catalogue(name), name)]
+    farm = load_config(config, overrides)
+    return farm, list(farm.catalogue)
+
+
+def _names(config: Path | None, catalogue: str | None, overrides: list[str]) -> list[str]:
+    """The catalogues asked for, none when a farm is."""
+    if config is not None and catalogue is not None:
+        raise UserError("--catalogue: the farm of --config has a catalogue of its own; give one of the two.")
+    if config is None and overrides:
+        raise UserError(f"--set {overrides[0]}: overrides a farm's configuration, so it needs --config.")
+    if config is not None:
+        return []
+    return list(PACKAGED) if catalogue is None else [catalogue]
+
+
+def _checked(entries: Sequence[dict[str, Any]], place: object) -> list[Concept]:
+    concepts, mistakes = check_concepts(entries)
+    if mistakes:
+        raise UserError(f"{place}: {mistakes[0]}")
+    return concepts
+
+
+def _text(path: Path) -> str:
+    """What is in a file, which need not be there; line ends as they are."""
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; save it as such.") from error
+
+
+def _not_an_id(text: str) -> str:
+    return f"{text!r}: an id is lower-case words and digits joined by single hyphens"
+
+
+def _record(concept: Concept) -> dict[str, Any]:
+    return {**concept.model_dump(mode="json"), "reserved": concept.reserved}
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=1, ensure_ascii=False))

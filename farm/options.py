@@ -1,0 +1,30 @@
+"""What several commands share: their options, and how they name the file a mistake is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.config import FarmConfig
+from farm.errors import UserError
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The farm's YAML file.", show_default=False)]
+Override = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def naming(config: Path) -> Iterator[None]:
+    """Put the configuration's file in front of a mistake that names one of its keys."""
+    try:
+        yield
+    except UserError as error:
+        key = str(error).partition(":")[0].partition(".")[0]
+        raise UserError(f"{config}: {error}" if key in FarmConfig.model_fields else str(error)) from error
