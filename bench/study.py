@@ -42,10 +42,13 @@ from e2gan.weights import load_weights, save_weights
 from farm.artifacts import find
 from farm.config import FarmConfig
 from farm.plan import Plan, make_plan
-from farm.stages.edit import commit_edits, edit_part, edited_pairs, missing_parts
 from farm.stages.ingest import ingest
-from farm.stages.judge import extractor, picture_sheet, spread, text_embedding
+from farm.stages.judge import extractor, text_embedding
+from farm.stages.pictures import picture_sheet, spread
+from farm.stages.quality import edited_pairs
 from farm.stages.select import select
+from farm.stages.teach import teach
+from farm.stages.units import Worker
 from farm.store import open_store
 
 
@@ -67,16 +70,11 @@ class Study:
             ingest(self.store, self.plan, lambda done, total: None)
         if find(self.store, self.plan.selection.path) is None:
             select(self.store, self.plan)
+        worker = Worker(self.store, self.plan)
         for concept in concepts:
-            if find(self.store, self.plan.edits(concept).path) is None:
-                started = time.monotonic()
+            if find(self.store, self.plan.quality(concept).path) is None:
                 say(f"editing for {concept}")
-                seconds = sum(
-                    edit_part(self.store, self.plan, concept, part)
-                    for part in missing_parts(self.store, self.plan, concept)
-                )
-                wall = time.monotonic() - started
-                commit_edits(self.store, self.plan, concept, wall_seconds=wall, device_seconds=seconds)
+                teach(self.store, self.plan, concept, worker)
 
     def pairs(self, concept: str, split: str) -> Pairs:
         if (concept, split) not in self._pairs:

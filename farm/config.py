@@ -11,8 +11,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from e2gan.config import AdapterConfig, GeneratorConfig, TrainConfig
-from farm.catalogue import Concept, Slug, find_concept
+from farm.catalogue import Concept, Slug, base_concepts, check_concepts, find_concept, load_catalogue, near
+from farm.editors import KINDS, EditorSettings
 from farm.errors import UserError
+from farm.quality import QualityConfig
 from farm.sources import SourcesConfig
 
 
@@ -43,6 +45,12 @@ class SelectionConfig(_Section):
         return self
 
 
+class ComparisonConfig(_Section):
+    """Choosing a concept's teacher where it has several. probes: training images that each of them edits."""
+
+    probes: int = Field(default=8, ge=2, le=64)
+
+
 class TextConfig(_Section):
     """The prompt's encoder: `hashing` needs no weights; `clip` is CLIP ViT-L/14 at `path` (a folder or a hub id)."""
 
@@ -51,11 +59,22 @@ class TextConfig(_Section):
 
 
 class BaseConfig(_Section):
-    """The base: the concepts it learns, its training, and how many Ray Train workers share it."""
+    """The base: the concepts it learns, its training, and how many Ray Train workers share it.
 
-    concepts: tuple[Slug, ...] = Field(min_length=1)
+    representatives: instead of `concepts`, how many to choose by clustering what their edits look like (E2GAN section
+    4.2.1), among those that are neither kept back for evaluation nor in `ranks.concepts`.
+    """
+
+    concepts: tuple[Slug, ...] = ()
+    representatives: int | None = Field(default=None, ge=1)
     train: TrainConfig = TrainConfig()
     workers: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> BaseConfig:
+        if bool(self.concepts) == (self.representatives is not None):
+            raise ValueError("give either concepts, the ids the base learns, or representatives, how many to choose")
+        return self
 
 
 class RanksConfig(_Section):
@@ -136,14 +155,20 @@ class ServeConfig(_Section):
 
 
 class FarmConfig(_Section):
-    """A farm. store: folder or file:// address everything it makes lives in. seed: all others derive from it."""
+    """A farm. store: folder or file:// address everything it makes lives in. seed: all others derive from it.
+
+    teachers: by name; a concept that names none has them all compared, and the best one edits (see `Concept`).
+    """
 
     name: Slug
     store: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**31)
     sources: SourcesConfig = SourcesConfig()
     selection: SelectionConfig = SelectionConfig()
+    teachers: dict[Slug, EditorSettings] = Field(default_factory=dict)
     catalogue: tuple[Concept, ...] = Field(min_length=1)
+    comparison: ComparisonConfig = ComparisonConfig()
+    quality: QualityConfig = QualityConfig()
     text: TextConfig = TextConfig()
     model: GeneratorConfig = GeneratorConfig()
     base: BaseConfig
@@ -157,11 +182,38 @@ class FarmConfig(_Section):
         """The concept of that id; UserError when there is none."""
         return find_concept(self.catalogue, concept_id, key="concept")
 
+    @property
+    def eligible(self) -> list[str]:
+        """The concepts that `base.representatives` may choose from."""
+        return [c.id for c in self.catalogue if not c.reserved and c.id not in self.ranks.concepts]
+
+    def candidates(self, concept_id: str) -> dict[str, EditorSettings]:
+        """The teachers a concept may have, by name: its own one alone, those it names, or all of the farm's."""
+        concept = self.concept(concept_id)
+        if concept.editor is not None:
+            return {concept.editor.kind: concept.editor}
+        return {name: self.teachers[name] for name in concept.teachers or self.teachers}
+
+    def of_teacher(self, error: UserError, concept_id: str, teacher: str) -> UserError:
+        """An editor's complaint about its settings, with the keys they have in this configuration."""
+        if self.concept(concept_id).editor is not None:
+            return UserError(f"catalogue: {concept_id}: {error}")
+        return UserError(str(error).replace("editor.", f"teachers.{teacher}."))
+
+
+class _Excerpt(_Section):
+    """`catalogue: {from: ffhq, only: [old-person, zombie]}`: some concepts of a longer list."""
+
+    source: str = Field(alias="from")
+    only: tuple[Slug, ...] = Field(min_length=1)
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
     """Read a farm's YAML, apply `key=value` overrides (keys dotted, values YAML) and check everything.
 
-    `catalogue` may be a list of concepts or the path of a YAML file that holds one.
+    `catalogue` may be a list of concepts, the path of a YAML file that holds one, `ffhq` or `scenery` (the packaged
+    ones), or `{from: <one of these>, only: [ids]}`. Without `base.concepts` and `base.representatives`
+    the base learns what the catalogue marks for it.
 
     Raises:
         UserError: the file cannot be read, is not YAML, or a key or value is wrong.
@@ -172,14 +224,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
         raise UserError(f"{path}: a farm's configuration is a mapping of keys, see configs/demo.yaml.")
     for override in overrides:
         _override(document, override)
-    if isinstance(document.get("catalogue"), str):
-        document["catalogue"] = _read_yaml(Path(document["catalogue"]))
     try:
+        _fill_in(path, document)
         config = FarmConfig.model_validate(document)
     except ValidationError as error:
         raise UserError(f"{path}: {_sentence(error)}") from error
     _check_concepts(path, config)
     return config
+
+
+def _fill_in(path: Path, document: dict[str, Any]) -> None:
+    """Read the catalogue where the document only names it, and take the base's concepts from it where it lists none."""
+    named = document.get("catalogue")
+    if isinstance(named, str):
+        document["catalogue"] = load_catalogue(named)
+    elif isinstance(named, dict):
+        excerpt = _Excerpt.model_validate(named)
+        listed = {concept.get("id"): concept for concept in load_catalogue(excerpt.source)}
+        for concept_id in excerpt.only:
+            if concept_id not in listed:
+                hint = near(concept_id, [str(known) for known in listed])
+                raise UserError(f"{path}: catalogue.only: {excerpt.source} has no concept {concept_id!r}; {hint}")
+        document["catalogue"] = [listed[concept_id] for concept_id in excerpt.only]
+    base = document.get("base")
+    if isinstance(base, dict) and not {"concepts", "representatives"} & base.keys() and named is not None:
+        listed_concepts = document["catalogue"] if isinstance(document["catalogue"], list) else []
+        marked = base_concepts(check_concepts([entry for entry in listed_concepts if isinstance(entry, dict)])[0])
+        if marked:
+            base["concepts"] = marked
 
 
 def _check_concepts(path: Path, config: FarmConfig) -> None:
@@ -190,6 +262,20 @@ def _check_concepts(path: Path, config: FarmConfig) -> None:
     for key, names in (("base.concepts", config.base.concepts), ("ranks.concepts", config.ranks.concepts)):
         for name in names:
             find_concept(config.catalogue, name, key=f"{path}: {key}")
+    for concept in config.catalogue:
+        for name in concept.teachers or ():
+            if name not in config.teachers:
+                hint = near(name, config.teachers)
+                raise UserError(f"{path}: catalogue: {concept.id}: teachers: there is no teacher {name!r}; {hint}")
+        if not config.candidates(concept.id):
+            raise UserError(
+                f"{path}: catalogue: {concept.id} has no teacher; give it an editor, or the farm some `teachers`."
+            )
+    if config.base.representatives is not None and config.base.representatives > len(config.eligible):
+        raise UserError(
+            f"{path}: base.representatives: {config.base.representatives} concepts cannot be chosen among the "
+            f"{len(config.eligible)} that are neither kept for evaluation nor in ranks.concepts."
+        )
     both = sorted(set(config.base.concepts) & set(config.ranks.concepts))
     if both:
         raise UserError(f"{path}: ranks.concepts: {both[0]!r} is also in base.concepts; search ranks on others.")
@@ -236,7 +322,7 @@ def _override(document: dict[str, Any], override: str) -> None:
 def _sentence(error: ValidationError) -> str:
     """The first mistake as one sentence with its dotted key."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("procedural", "onnx"))
+    place = ".".join(str(part) for part in first["loc"] if part not in KINDS)
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         close = difflib.get_close_matches(str(first["loc"][-1]), _keys_at(first["loc"][:-1]), n=1)
         return f"unknown key {place}; " + (
@@ -261,10 +347,14 @@ def _keys_at(place: Sequence[str | int]) -> list[str]:
     schema = FarmConfig.model_json_schema()
     here = schema
     for part in place:
+        if "anyOf" in here:  # of an optional one, what it may be besides None
+            here = here["anyOf"][0]
         if isinstance(part, int):
             here = here["items"]
         elif "discriminator" in here:
             here = {"$ref": here["discriminator"]["mapping"][part]}
+        elif "additionalProperties" in here and "properties" not in here:  # a mapping with keys of the user's
+            here = here["additionalProperties"]
         else:
             here = here["properties"][part]
         if "$ref" in here:

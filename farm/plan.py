@@ -9,16 +9,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from e2gan.config import TrainConfig
 from farm.artifacts import Spec
 from farm.config import FarmConfig
-from farm.editors import editor_fingerprint
+from farm.editors import EditorSettings, editor_fingerprint
+from farm.editors.weights import file_sha256, weights_fingerprint
 from farm.errors import UserError
 from farm.sources import fingerprint
 
-VERSIONS = {"sources": 1, "selection": 1, "edits": 1, "base": 2, "ranks": 2, "adapter": 2}
+VERSIONS = {
+    "sources": 1,
+    "selection": 1,
+    "comparison": 1,
+    "edits": 2,
+    "quality": 1,
+    "representatives": 1,
+    "base": 2,
+    "ranks": 2,
+    "adapter": 2,
+}
 """A stage's version, raised when its code comes to make other bytes of the same inputs."""
 
 
@@ -26,12 +38,14 @@ VERSIONS = {"sources": 1, "selection": 1, "edits": 1, "base": 2, "ranks": 2, "ad
 class Plan:
     """The Specs of a farm. Pickled to workers: photos and teachers are fingerprinted once, by `make_plan`.
 
-    photos: fingerprint of the photographs. editors: fingerprint of each concept's teacher.
+    photos: fingerprint of the photographs. teachers: fingerprint of every teacher a concept may have, by concept and
+    name (see `FarmConfig.candidates`). models: fingerprints of the other models that edits depend on, by key.
     """
 
     config: FarmConfig
     photos: Mapping[str, Any]
-    editors: Mapping[str, Mapping[str, Any]]
+    teachers: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    models: Mapping[str, Any]
 
     @property
     def sources(self) -> Spec:
@@ -39,23 +53,61 @@ class Plan:
 
     @property
     def selection(self) -> Spec:
-        config = {"selection": self.config.selection.model_dump(mode="json")}
+        selection = self.config.selection.model_dump(mode="json")
+        if model := self.models.get("selection.path"):
+            selection["path"] = model
+        config = {"selection": selection}
         return self._spec("selection", "selections", config, {"sources": self.sources.digest})
 
+    def compared(self, concept_id: str) -> bool:
+        """Whether the concept's teacher is chosen by comparing several."""
+        return len(self.teachers[concept_id]) > 1
+
+    def comparison(self, concept_id: str) -> Spec:
+        """What several teachers make of a few photos, and which one the concept gets."""
+        config = {
+            **self._asked(concept_id),
+            "teachers": {name: dict(teacher) for name, teacher in self.teachers[concept_id].items()},
+            "probes": self.config.comparison.probes,
+            "quality": self._quality,
+        }
+        return self._spec("comparison", f"comparisons/{concept_id}", config, {"selection": self.selection.digest})
+
     def edits(self, concept_id: str) -> Spec:
-        config = {"prompt": self.config.concept(concept_id).prompt, "editor": dict(self.editors[concept_id])}
-        return self._spec("edits", f"edits/{concept_id}", config, {"selection": self.selection.digest})
+        """What the teacher makes of every selected photo, good or bad: untouched by the limits of `quality`."""
+        config = {**self._asked(concept_id), "clip": self.models.get("quality.clip")}
+        inputs = {"selection": self.selection.digest}
+        if self.compared(concept_id):
+            inputs["comparison"] = self.comparison(concept_id).digest
+        else:
+            config["editor"] = dict(*self.teachers[concept_id].values())
+        return self._spec("edits", f"edits/{concept_id}", config, inputs)
+
+    def quality(self, concept_id: str) -> Spec:
+        """Which edits are learned from, and the further attempts at those that are not."""
+        config = {"quality": self._quality}
+        return self._spec("quality", f"quality/{concept_id}", config, {"edits": self.edits(concept_id).digest})
+
+    @property
+    def representatives(self) -> Spec:
+        """The base's concepts where they are chosen by their edits."""
+        config = {"count": self.config.base.representatives, "clip": self.models.get("quality.clip")}
+        return self._spec("representatives", "representatives", config, self._checked(*self.config.eligible))
 
     @property
     def base(self) -> Spec:
         base = self.config.base
+        if base.representatives is None:
+            inputs = self._checked(*base.concepts)
+        else:
+            inputs = {"representatives": self.representatives.digest}
         config = {
             "concepts": list(base.concepts),  # their order is that of the training data
             "model": asdict(self.config.model),
             "train": _train(base.train),
             "text": self._text,
         }
-        return self._spec("base", "bases", config, self._edits(*base.concepts))
+        return self._spec("base", "bases", config, inputs)
 
     @property
     def ranks(self) -> Spec:
@@ -68,7 +120,7 @@ class Plan:
             "score": self.score_name,
             "text": self._text,
         }
-        return self._spec("ranks", "ranks", config, {"base": self.base.digest, **self._edits(*ranks.concepts)})
+        return self._spec("ranks", "ranks", config, {"base": self.base.digest, **self._checked(*ranks.concepts)})
 
     def adapter(self, concept_id: str) -> Spec:
         adapters = self.config.adapters
@@ -78,7 +130,7 @@ class Plan:
             "score": self.score_name,
             "text": self._text,
         }
-        inputs = {"base": self.base.digest, "ranks": self.ranks.digest, **self._edits(concept_id)}
+        inputs = {"base": self.base.digest, "ranks": self.ranks.digest, **self._checked(concept_id)}
         return self._spec("adapter", f"adapters/{concept_id}", config, inputs)
 
     def adapter_key(self, concept_id: str) -> str:
@@ -99,8 +151,16 @@ class Plan:
     def _text(self) -> dict[str, Any]:
         return self.config.text.model_dump(mode="json")
 
-    def _edits(self, *concept_ids: str) -> dict[str, str]:
-        return {f"edits/{concept_id}": self.edits(concept_id).digest for concept_id in concept_ids}
+    @property
+    def _quality(self) -> dict[str, Any]:
+        return {**self.config.quality.model_dump(mode="json"), "clip": self.models.get("quality.clip")}
+
+    def _asked(self, concept_id: str) -> dict[str, Any]:
+        request = self.config.concept(concept_id).request
+        return {"prompt": request.instruction, "captions": [request.before, request.after]}
+
+    def _checked(self, *concept_ids: str) -> dict[str, str]:
+        return {f"quality/{concept_id}": self.quality(concept_id).digest for concept_id in concept_ids}
 
     def _spec(self, stage: str, folder: str, config: Mapping[str, Any], inputs: Mapping[str, str]) -> Spec:
         return Spec(
@@ -114,18 +174,33 @@ class Plan:
 
 
 def make_plan(config: FarmConfig) -> Plan:
-    """Fingerprint the photographs and every teacher.
+    """Fingerprint the photographs, every teacher and every other model the edits depend on.
 
     Raises:
-        UserError: photographs or a teacher's model are missing; the sentence names the concept.
+        UserError: photographs or a model are missing; the sentence names the concept or the key.
     """
-    editors = {}
+    known: dict[Any, dict[str, Any]] = {}
+
+    def taken(concept_id: str, editor: EditorSettings) -> dict[str, Any]:
+        key = (editor, concept_id if editor.kind == "procedural" else None)
+        if key not in known:
+            known[key] = editor_fingerprint(editor, concept_id)
+        return known[key]
+
+    teachers: dict[str, dict[str, dict[str, Any]]] = {}
     for concept in config.catalogue:
-        try:
-            editors[concept.id] = editor_fingerprint(concept.editor, concept.id)
-        except UserError as error:
-            raise UserError(f"catalogue: {concept.id}: {error}") from error
-    return Plan(config=config, photos=fingerprint(config.sources), editors=editors)
+        teachers[concept.id] = {}
+        for name, editor in config.candidates(concept.id).items():
+            try:
+                teachers[concept.id][name] = taken(concept.id, editor)
+            except UserError as error:
+                raise config.of_teacher(error, concept.id, name) from error
+    models = {}
+    for key, path in (("selection.path", config.selection.path), ("quality.clip", config.quality.clip)):
+        if path is not None:
+            file = Path(path).expanduser()
+            models[key] = {"sha256": file_sha256(file)} if file.is_file() else weights_fingerprint(path, key=key)
+    return Plan(config=config, photos=fingerprint(config.sources), teachers=teachers, models=models)
 
 
 def _train(config: TrainConfig) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from farm.artifacts import find
 from farm.config import FarmConfig
@@ -18,7 +18,11 @@ from farm.plan import Plan, make_plan
 from farm.progress import Screen
 from farm.queue import Queue
 from farm.registry import Registry
+from farm.standing import quarantined, usable
 from farm.store import Store, open_store
+
+if TYPE_CHECKING:
+    from farm.stages.teach import Goal
 
 STAGES = ("concepts", "base", "ranks", "adapters")
 """A run's stages in order: source images and edits; the base; the rank search; adapters, judged and published."""
@@ -42,6 +46,7 @@ class Todo:
 
     sources: bool
     selection: bool
+    comparisons: tuple[str, ...]
     edits: tuple[str, ...]
     base: bool
     ranks: bool
@@ -49,31 +54,39 @@ class Todo:
     publish: tuple[str, ...]
 
     def __bool__(self) -> bool:
-        return any((self.sources, self.selection, self.edits, self.base, self.ranks, self.adapters, self.publish))
+        return any(getattr(self, step.name) for step in fields(self))
 
     def lines(self, stages: Sequence[str]) -> list[str]:
         """What these stages would do, a line a step."""
         steps = [
             ("concepts", self.sources, "ingest the photographs"),
             ("concepts", self.selection, "choose the training images"),
-            ("concepts", self.edits, f"edit {len(self.edits)} concepts: {', '.join(self.edits)}"),
+            ("concepts", self.comparisons, f"compare the teachers of {_names(self.comparisons)}"),
+            ("concepts", self.edits, f"edit {_names(self.edits)}"),
             ("base", self.base, "pretrain the base"),
             ("ranks", self.ranks, "search the ranks"),
-            ("adapters", self.adapters, f"train {len(self.adapters)} adapters: {', '.join(self.adapters)}"),
-            ("adapters", self.publish, f"publish {len(self.publish)} concepts: {', '.join(self.publish)}"),
+            ("adapters", self.adapters, f"train the adapters of {_names(self.adapters)}"),
+            ("adapters", self.publish, f"publish {_names(self.publish)}"),
         ]
         return [f"would {step}" for stage, wanted, step in steps if wanted and stage in stages]
 
 
+def _names(concept_ids: Sequence[str]) -> str:
+    return f"{len(concept_ids)} concept{'s' * (len(concept_ids) > 1)}: {', '.join(concept_ids)}"
+
+
 def make_todo(store: Store, plan: Plan) -> Todo:
-    """Look at the store: what of the plan is not there."""
+    """Look at the store: what of the plan is not there. A quarantined concept needs no more than it has."""
     ids = [concept.id for concept in plan.config.catalogue]
+    comparisons = tuple(c for c in ids if plan.compared(c) and find(store, plan.comparison(c).path) is None)
+    ids = [concept_id for concept_id in ids if quarantined(store, plan, concept_id) is None]
     published = {name: entry.digest for name, entry in Registry(store).list().items()}
     adapters = {concept_id: find(store, plan.adapter(concept_id).path) for concept_id in ids}
     return Todo(
         sources=find(store, plan.sources.path) is None,
         selection=find(store, plan.selection.path) is None,
-        edits=tuple(c for c in ids if find(store, plan.edits(c).path) is None),
+        comparisons=comparisons,
+        edits=tuple(c for c in ids if find(store, plan.quality(c).path) is None),
         base=find(store, plan.base.path) is None,
         ranks=find(store, plan.ranks.path) is None,
         adapters=tuple(c for c in ids if adapters[c] is None),
@@ -119,6 +132,7 @@ class Run:
             return self.outcome
         if not todo:
             self.screen.say("everything is in the store already: nothing to do")
+            self._quarantined()
             self.outcome.report = self._latest_report() or self._report()
             self._unpublished()
             return self.outcome
@@ -133,12 +147,37 @@ class Run:
             for stage in STAGES:
                 if stage in stages:
                     steps[stage]()
+        self._quarantined()
         self._unpublished()
         self.outcome.report = self._report()
         self._event("run", "finished", failures=self.outcome.failures)
         return self.outcome
 
+    def compare(self, concept_ids: Sequence[str]) -> None:
+        """Have the candidates of these concepts edit the same few photos, and choose each one's teacher."""
+        self._select()
+        todo = [c for c in concept_ids if c in make_todo(self.store, self.plan).comparisons]
+        if todo:
+            with self._ray:
+                self._edit("comparison", todo)
+
     def _concepts(self) -> None:
+        self._select()
+        todo = make_todo(self.store, self.plan)
+        if todo.comparisons:
+            self._edit("comparison", todo.comparisons)
+        if edits := [c for c in make_todo(self.store, self.plan).edits if c not in self.outcome.failures]:
+            self._edit("quality", edits)
+
+    def _edit(self, goal: Goal, concept_ids: Sequence[str]) -> None:
+        self._connect()
+        from farm import cluster
+
+        name = "comparison" if goal == "comparison" else "edits"
+        with self._stage(name) as bar:
+            self._failed(name, cluster.edit_concepts(self.store, self.plan, concept_ids, bar, goal))
+
+    def _select(self) -> None:
         from farm.stages.ingest import ingest
         from farm.stages.select import select
 
@@ -155,21 +194,26 @@ class Run:
                     1,
                     f"{manifest.summary['train']} of {manifest.summary['training_images']} training images",
                 )
-        if todo := make_todo(self.store, self.plan).edits:
-            self._connect()
-            from farm import cluster
-
-            with self._stage("edits") as bar:
-                self._failed("edits", cluster.edit_concepts(self.store, self.plan, todo, bar))
 
     def _base(self) -> None:
         if find(self.store, self.plan.base.path) is None:
-            self._need_edits("base.concepts", self.config.base.concepts)
+            if self.config.base.representatives is None:
+                self._need_edits("base.concepts", self.config.base.concepts)
+            elif find(self.store, self.plan.representatives.path) is None:
+                self._need_edits("base.representatives", self.config.eligible)
+                self._represent()
             self._connect()
             from farm import cluster
 
             with self._stage("base") as bar:
                 cluster.pretrain_base(self.store, self.plan, bar)
+
+    def _represent(self) -> None:
+        from farm.stages.represent import choose_base
+
+        with self._stage("representatives") as bar:
+            chosen = choose_base(self.store, self.plan).summary["concepts"]
+            bar.update(1, 1, ", ".join(chosen))
 
     def _ranks(self) -> None:
         if find(self.store, self.plan.ranks.path) is None:
@@ -240,9 +284,22 @@ class Run:
 
     def _need_edits(self, key: str, concept_ids: Sequence[str]) -> None:
         for concept_id in concept_ids:
-            if find(self.store, self.plan.edits(concept_id).path) is None:
+            if find(self.store, self.plan.quality(concept_id).path) is None and not self._why(concept_id):
                 reason = self.outcome.failures.get(concept_id, "run jobs/build_concepts.py or `farm run` first.")
                 raise UserError(f"{key}: {concept_id} has no edits: {reason}")
+        if not usable(self.store, self.plan, concept_ids):
+            raise UserError(
+                f"{key}: every concept of it is quarantined, first {concept_ids[0]}: {self._why(concept_ids[0])}."
+            )
+
+    def _why(self, concept_id: str) -> str | None:
+        return quarantined(self.store, self.plan, concept_id)
+
+    def _quarantined(self) -> None:
+        """Note the concepts whose edits are not worth learning from."""
+        for concept in self.config.catalogue:
+            if reason := self._why(concept.id):
+                self.outcome.failures[concept.id] = f"quarantined: {reason}"
 
     def _unpublished(self) -> None:
         """Note the adapters that exist but were not good enough to publish."""

@@ -8,13 +8,15 @@ from farm.artifacts import find
 from farm.plan import Plan
 from farm.queue import Queue
 from farm.registry import Registry
+from farm.standing import base_concepts, quarantined
 from farm.store import Store
 
 
 def farm_status(store: Store, plan: Plan) -> dict[str, Any]:
     """`{"farm", "store", "stages": {stage: state}, "concepts": [{"id", "domain", "stages", "published", …}]}`.
 
-    A state is `done`, `missing`, `partial` (some parts of the edits), `queued`, `running` or `failed` (with `error`).
+    A state is `done`, `missing`, `partial` (edits under way), `queued`, `running`, `quarantined` or `failed` (the last
+    two with `error`).
     """
     queue = Queue(store, "adapters")
     pending = {item.key for item in queue.pending()}
@@ -29,12 +31,12 @@ def farm_status(store: Store, plan: Plan) -> dict[str, Any]:
             "id": concept.id,
             "prompt": concept.prompt,
             "domain": concept.domain,
-            "role": role(plan, concept.id),
+            "role": role(store, plan, concept.id),
             "stages": {"edits": _edits(store, plan, concept.id), "adapter": "done" if adapter else "missing"},
             "published": entry.version if entry else None,
             "current": bool(entry and adapter and entry.digest == adapter.digest),
             "metrics": adapter.summary["metrics"] if adapter else None,
-            "error": None,
+            "error": quarantined(store, plan, concept.id),
         }
         key = plan.adapter_key(concept.id)
         if adapter is None and key in failed:
@@ -53,15 +55,17 @@ def farm_status(store: Store, plan: Plan) -> dict[str, Any]:
     }
 
 
-def role(plan: Plan, concept_id: str) -> str:
+def role(store: Store, plan: Plan, concept_id: str) -> str:
     """What a concept is for besides being served: `base`, `ranks` or `adapter`."""
-    if concept_id in plan.config.base.concepts:
+    if concept_id in base_concepts(store, plan):
         return "base"
     return "ranks" if concept_id in plan.config.ranks.concepts else "adapter"
 
 
 def _edits(store: Store, plan: Plan, concept_id: str) -> str:
-    path = plan.edits(concept_id).path
-    if find(store, path):
+    if quarantined(store, plan, concept_id):
+        return "quarantined"
+    specs = [plan.quality(concept_id), plan.edits(concept_id), plan.comparison(concept_id)]
+    if find(store, specs[0].path):
         return "done"
-    return "partial" if any(True for _ in store.list(f"{path}/")) else "missing"
+    return "partial" if any(True for spec in specs for _ in store.list(f"{spec.path}/")) else "missing"

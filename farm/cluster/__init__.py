@@ -1,10 +1,11 @@
 """Ray: the one place that starts it, fans work out over it and follows what the workers do.
 
-Images never go through Ray's object store: a task reads and writes the farm's store itself and returns a number.
+Images never go through Ray's object store: a worker reads and writes the farm's store itself.
 """
 
 from farm.cluster.connect import connected
-from farm.cluster.tasks import edit_concepts, train_adapters
+from farm.cluster.editing import edit_concepts
+from farm.cluster.tasks import train_adapters
 from farm.cluster.training import pretrain_base, search_ranks
 from farm.cluster.watch import Failure
 

@@ -1,4 +1,4 @@
-"""Ray tasks: the teachers' edits, part by part, and the adapters, from the queue."""
+"""Ray tasks: the adapters, from the queue."""
 
 from __future__ import annotations
 
@@ -9,62 +9,12 @@ from typing import Any
 
 from farm.artifacts import find
 from farm.cluster.connect import slots
-from farm.cluster.watch import POLL_SECONDS, WORKER_RETRIES, Failure, failure_of, followed
+from farm.cluster.watch import POLL_SECONDS, Failure, failure_of, followed
 from farm.plan import Plan
 from farm.progress import Bar
 from farm.queue import Lease, LeaseLostError, Queue, owner_name
-from farm.stages import adapt, edit
+from farm.stages import adapt
 from farm.store import Store
-
-
-def edit_concepts(store: Store, plan: Plan, concept_ids: Sequence[str], bar: Bar) -> dict[str, Failure]:
-    """Have the teachers edit every part of every concept that is not in the store, and commit complete concepts.
-
-    A unit of work is one part of one concept. A concept with a failed unit is given up, the others go on.
-    """
-    import ray
-
-    resources = plan.config.cluster.edit
-    remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=WORKER_RETRIES)(edit.edit_part)
-    shared = ray.put(plan)
-    started = time.monotonic()
-    missing = {concept_id: set(edit.missing_parts(store, plan, concept_id)) for concept_id in concept_ids}
-    seconds = dict.fromkeys(concept_ids, 0.0)
-    failures: dict[str, Failure] = {}
-    total = len(concept_ids) * edit.part_count(store, plan)
-
-    def commit(concept_id: str) -> None:
-        wall = time.monotonic() - started
-        edit.commit_edits(store, plan, concept_id, wall_seconds=wall, device_seconds=seconds[concept_id])
-
-    def show(note: str) -> None:
-        bar.update(total - sum(map(len, missing.values())), total, note)
-
-    for concept_id in [concept_id for concept_id, parts in missing.items() if not parts]:
-        commit(concept_id)
-    units = iter([(concept_id, part) for concept_id, parts in missing.items() for part in sorted(parts)])
-    running: dict[Any, tuple[str, int]] = {}
-    limit = 2 * slots(resources)
-    show("")
-    while True:
-        for concept_id, part in units:
-            if concept_id not in failures:
-                running[remote.remote(store, shared, concept_id, part)] = (concept_id, part)
-                if len(running) >= limit:
-                    break
-        if not running:
-            return failures
-        for done in ray.wait(list(running), timeout=POLL_SECONDS)[0]:
-            concept_id, part = running.pop(done)
-            try:
-                seconds[concept_id] += ray.get(done)
-            except Exception as error:  # one concept's failure, whatever it is, must not stop the others
-                failures.setdefault(concept_id, failure_of(error))
-                continue
-            missing[concept_id].discard(part)
-            if not missing[concept_id] and concept_id not in failures:
-                commit(concept_id)
-            show(concept_id)
 
 
 def train_adapters(

@@ -10,6 +10,7 @@ from farm.cluster.watch import WORKER_RETRIES, followed, in_thread, user_error
 from farm.plan import Plan
 from farm.progress import Bar
 from farm.stages import pretrain, ranks
+from farm.standing import usable
 from farm.store import LocalStore, Store
 
 
@@ -62,7 +63,7 @@ def search_ranks(store: Store, plan: Plan, bar: Bar) -> None:
 
     started = time.monotonic()
     resources = plan.config.cluster.ranks
-    concepts = plan.config.ranks.concepts
+    concepts = usable(store, plan, plan.config.ranks.concepts)
     scratch = _scratch(store)
     name = f"ranks-{plan.ranks.digest}"
 
@@ -84,7 +85,7 @@ def search_ranks(store: Store, plan: Plan, bar: Bar) -> None:
         else:
             tuner = tune.Tuner(
                 trainable,
-                param_space={"concept": tune.grid_search(list(concepts))},
+                param_space={"concept": tune.grid_search(concepts)},
                 run_config=tune.RunConfig(
                     name=name,
                     storage_path=str(scratch),

@@ -11,12 +11,14 @@ import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from farm.editors.base import Failed, Prompt
+from farm.editors.weights import file_sha256
 from farm.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class OnnxSettings(BaseModel):
     """`path`: the model file. `batch_size`: the most images in one run of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeded: ClassVar[bool] = False
 
     kind: Literal["onnx"] = "onnx"
     path: str
@@ -69,7 +73,7 @@ class OnnxEditor:
         self._input, self._fixed_batch, self._fixed_size = self._check_input()
         self._output: str = self._session.get_outputs()[0].name
 
-    def edit(self, images: Sequence[Image], prompt: str, seeds: Sequence[int]) -> list[Image]:
+    def edit(self, images: Sequence[Image], prompt: Prompt, seeds: Sequence[int]) -> list[Image | Failed]:
         """See `Editor.edit`. Sides that are no multiple of 4 are reflect-padded and cut back."""
         assert len(images) == len(seeds)
         by_size = defaultdict(list)
@@ -140,13 +144,18 @@ class OnnxEditor:
 
 
 def fingerprint(settings: OnnxSettings) -> dict[str, Any]:
-    """The model file's content. Neither its path nor the batch size changes an edit.
+    """The model's content. Neither its path nor the batch size changes an edit.
+
+    Weights beside the model are found by their names, which begin with the model's, such as `model.onnx.data`.
 
     Raises:
         UserError: there is no such file.
     """
-    with _model_file(settings).open("rb") as file:
-        return {"kind": settings.kind, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    path = _model_file(settings)
+    beside = [other for other in path.parent.iterdir() if other.name.startswith(path.name) and other.is_file()]
+    hashes = [file_sha256(file) for file in sorted(beside)]
+    sha256 = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    return {"kind": settings.kind, "sha256": sha256}
 
 
 def _model_file(settings: OnnxSettings) -> Path:

@@ -6,8 +6,6 @@ dash, so a farm half done has a report too. Pictures travel inside the file, and
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections import Counter
@@ -17,19 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
-import PIL.Image
 
 from farm.artifacts import Artifact, IntegrityError, Manifest, Spec, find
 from farm.catalogue import Concept
 from farm.plan import Plan
 from farm.registry import Registry
+from farm.report.pictures import Facts, pictures_of
+from farm.report.teachers import teaching_facts
+from farm.standing import base_concepts
 from farm.store import Store
 
 State = Literal["published", "not published", "failed", "not made", "in the base"]
-Facts = dict[str, Any]
 
-STAGES = ("sources", "selection", "edits", "base", "ranks", "adapter")
-PICTURE_WIDTH = 800  # a lossless sheet of 256-pixel pictures is 2 MB, and a report may show hundreds
+STAGES = ("sources", "selection", "comparison", "edits", "quality", "base", "ranks", "adapter")
 CURVE_POINTS = 120
 BINS = 60  # of the plot of ratios
 
@@ -56,6 +54,7 @@ class Card:
     seconds: float | None = None
     size: int | None = None
     parameters: int | None = None
+    teacher: str | None = None
 
 
 def build_report(store: Store, plan: Plan, *, failures: Mapping[str, str], stage_seconds: Mapping[str, float]) -> bytes:
@@ -87,9 +86,17 @@ def collect(store: Store, plan: Plan, *, failures: Mapping[str, str], stage_seco
     concepts = plan.config.catalogue
     specs = {"sources": plan.sources, "selection": plan.selection, "base": plan.base, "ranks": plan.ranks}
     made = {stage: known(spec, stage) for stage, spec in specs.items()}
-    edits = [known(plan.edits(concept.id), concept.id) for concept in concepts]
+    teaching = {
+        "comparison": [known(plan.comparison(c.id), c.id) if plan.compared(c.id) else None for c in concepts],
+        "edits": [known(plan.edits(concept.id), concept.id) for concept in concepts],
+        "quality": [known(plan.quality(concept.id), concept.id) for concept in concepts],
+    }
     adapters = [known(plan.adapter(concept.id), concept.id) for concept in concepts]
     shown: dict[str, Facts | None] = {}
+    try:
+        shown["teachers"] = teaching_facts(store, plan, list(zip(*teaching.values(), strict=True)))
+    except IntegrityError as error:
+        shown["teachers"], damaged["edits"] = None, str(error)
     for stage, read in (("base", base_facts), ("ranks", rank_facts)):
         manifest = made[stage]
         try:
@@ -98,21 +105,23 @@ def collect(store: Store, plan: Plan, *, failures: Mapping[str, str], stage_seco
             shown[stage], damaged[stage] = None, str(error)
 
     reasons = {**damaged, **failures}
-    pairs = zip(concepts, adapters, strict=True)
-    cards = [card_of(store, plan, concept, manifest, reasons.get(concept.id)) for concept, manifest in pairs]
+    triples = zip(concepts, teaching["edits"], adapters, strict=True)
+    cards = [card_of(store, plan, c, edits, adapter, reasons.get(c.id)) for c, edits, adapter in triples]
     cards.sort(key=lambda card: (math.inf if card.ratio is None else card.ratio, card.concept.id))
     ids = {concept.id for concept in concepts}
     trouble = [(name, "failed", reason) for name, reason in reasons.items() if name not in ids]
     for state in ("failed", "not published", "not made"):
         trouble += sorted((card.concept.id, state, card.reason) for card in cards if card.state == state)
     manifests = {stage: [manifest] if manifest else [] for stage, manifest in made.items()}
-    manifests |= {"edits": [m for m in edits if m], "adapter": [m for m in adapters if m]}
+    manifests |= {stage: [m for m in found if m] for stage, found in {**teaching, "adapter": adapters}.items()}
     return {
         "config": plan.config,
+        "base_concepts": base_concepts(store, plan),
         "paths": {stage: spec.path for stage, spec in specs.items()},
         "sources": made["sources"].summary if made["sources"] else None,
         "selection": made["selection"].summary if made["selection"] else None,
         "cards": cards,
+        "teachers": shown["teachers"],
         "summary": summary_of(cards),
         "plot": plot_of(cards, plan.config.adapters.max_l1_ratio),
         "base": shown["base"],
@@ -122,11 +131,14 @@ def collect(store: Store, plan: Plan, *, failures: Mapping[str, str], stage_seco
     }
 
 
-def card_of(store: Store, plan: Plan, concept: Concept, manifest: Manifest | None, failure: str | None) -> Card:
-    """One concept's card; `failure` is why it failed, if it did."""
+def card_of(
+    store: Store, plan: Plan, concept: Concept, edits: Manifest | None, manifest: Manifest | None, failure: str | None
+) -> Card:
+    """One concept's card, `manifest` being its adapter's; `failure` is why it failed, if it did."""
     config, path = plan.config, plan.adapter(concept.id).path
-    in_base, searched = concept.id in config.base.concepts, concept.id in config.ranks.concepts
+    in_base, searched = concept.id in base_concepts(store, plan), concept.id in config.ranks.concepts
     facts: Facts = {"role": "base" if in_base else "rank search" if searched else "adapter"}
+    facts["teacher"] = edits.summary["teacher"] if edits else None
     entry = None
     try:
         entry = Registry(store).get(concept.id)
@@ -242,21 +254,6 @@ def costs_of(manifests: Mapping[str, Sequence[Manifest]], stage_seconds: Mapping
         longest = max((manifest.wall_seconds for manifest in made), default=None)
         rows.append(row | {"longest": longest, "device": sum(m.device_seconds for m in made) or None})
     return rows
-
-
-def pictures_of(sheet: bytes, parts: int = 1) -> list[Facts]:
-    """A sheet cut into `parts` of equal height, each small enough for a page: `data:` address, width, height."""
-    pictures = []
-    with PIL.Image.open(io.BytesIO(sheet)) as opened:
-        whole = opened.convert("RGB")
-    for part in range(parts):
-        piece = whole.crop((0, whole.height * part // parts, whole.width, whole.height * (part + 1) // parts))
-        piece.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH * 4), PIL.Image.Resampling.LANCZOS)
-        buffer = io.BytesIO()
-        piece.save(buffer, format="WEBP", quality=85)
-        uri = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        pictures.append({"uri": uri, "width": piece.width, "height": piece.height})
-    return pictures
 
 
 def curve_of(losses: Sequence[Mapping[str, float]]) -> Facts | None:

@@ -19,9 +19,11 @@ from e2gan.train import Progress, train
 from farm.artifacts import Manifest, commit, open_artifact
 from farm.plan import Plan
 from farm.registry import Entry, Registry
-from farm.stages.edit import edited_pairs
-from farm.stages.judge import judge, picture_sheet, spread, text_embedding
+from farm.stages.compare import teacher_of
+from farm.stages.judge import judge, text_embedding
+from farm.stages.pictures import picture_sheet, spread
 from farm.stages.pretrain import read_base
+from farm.stages.quality import edited_pairs
 from farm.stages.ranks import read_ranks
 from farm.store import Store
 
@@ -70,7 +72,7 @@ def adapt(
     files["text.safetensors"] = safetensors.torch.save({"text": text})
     files["metrics.json"] = (json.dumps(scores, indent=1) + "\n").encode()
     files["preview.webp"] = picture_sheet(spread(pictures, 6))
-    files["README.md"] = _card(plan, concept_id, scores).encode()
+    files["README.md"] = _card(plan, concept_id, teacher_of(store, plan, concept_id), scores).encode()
     seconds = time.monotonic() - started
     summary = {"metrics": scores, "losses": losses, "pairs": len(pairs)}
     return commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
@@ -87,7 +89,7 @@ def publish(store: Store, plan: Plan, concept_id: str) -> Entry | None:
     )
 
 
-def _card(plan: Plan, concept_id: str, scores: Scores) -> str:
+def _card(plan: Plan, concept_id: str, teacher: str | None, scores: Scores) -> str:
     """The adapter's model card."""
     concept = plan.config.concept(concept_id)
     distances = ", ".join(f"{name} {value:.3f}" for name, value in scores["frechet"].items())
@@ -98,8 +100,8 @@ tags: [e2gan, lora, image-to-image]
 ---
 # {concept.id}
 
-{concept.prompt} ({concept.domain}), learned from the `{concept.editor.kind}` teacher. A LoRA adapter in peft's format
-for the E2GAN base `{plan.base.digest}`; read it with `e2gan.lora.load`, which knows LoRA on transposed convolutions.
+{concept.prompt}, learned from the `{teacher}` teacher. A LoRA adapter in peft's format for the E2GAN base
+`{plan.base.digest}`; read it with `e2gan.lora_peft.load`, which knows LoRA on transposed convolutions.
 
 On {scores["n"]} test images (values in -1..1): L1 to the teacher {scores["l1"]:.3f} (untouched photo
 {scores["l1_untouched"]:.3f}), PSNR {scores["psnr"]:.2f} dB, SSIM {scores["ssim"]:.3f}, {distances}.

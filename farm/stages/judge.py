@@ -1,13 +1,9 @@
-"""Judging a generator on a concept's test split, and the pictures that show it."""
+"""Judging a generator on a concept's test split."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from e2gan.features import CleanFidFeatures, FeatureExtractor, UntrainedFeatures
@@ -18,11 +14,9 @@ from e2gan.text import ClipTextEncoder, HashingTextEncoder, TextEncoder
 from farm.config import FarmConfig, TextConfig
 from farm.errors import UserError
 from farm.plan import Plan
-from farm.stages.edit import edited_pairs
+from farm.stages.pictures import Pictures
+from farm.stages.quality import edited_pairs
 from farm.store import Store
-
-Pictures = tuple[Tensor, Tensor, Tensor]
-"""Photos, the teacher's edits and the student's, each uint8 `[n, 3, h, w]`."""
 
 
 def judge(
@@ -71,35 +65,3 @@ def _text_encoder(config: TextConfig) -> TextEncoder:
         return ClipTextEncoder(config.path or "")
     except ValueError as error:
         raise UserError(f"text.path: {error}") from error
-
-
-def spread(pictures: Pictures, count: int) -> Pictures:
-    """`count` pictures spread evenly over the split, so that several photographs are seen."""
-    n = len(pictures[0])
-    rows = torch.linspace(0, n - 1, min(count, n)).round().long()
-    photos, targets, edited = pictures
-    return photos[rows], targets[rows], edited[rows]
-
-
-def picture_sheet(rows: Sequence[Tensor]) -> bytes:
-    """Rows of uint8 pictures `[n, 3, h, w]` as one lossless WebP, small ones enlarged, 2 px apart."""
-    from PIL import Image as PILImage
-
-    height, width = rows[0].shape[2:]
-    factor = max(1, 128 // height)
-    gap = 2
-    columns = max(len(row) for row in rows)
-    sheet = np.full(
-        (len(rows) * (height * factor + gap) - gap, columns * (width * factor + gap) - gap, 3),
-        255,
-        dtype=np.uint8,
-    )
-    for r, row in enumerate(rows):
-        for c, picture in enumerate(row):
-            image = PILImage.fromarray(picture.permute(1, 2, 0).numpy())
-            large = np.asarray(image.resize((width * factor, height * factor), PILImage.Resampling.BICUBIC))
-            top, left = r * (height * factor + gap), c * (width * factor + gap)
-            sheet[top : top + height * factor, left : left + width * factor] = large
-    buffer = io.BytesIO()
-    PILImage.fromarray(sheet).save(buffer, format="WEBP", lossless=True)
-    return buffer.getvalue()

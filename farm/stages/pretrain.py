@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +18,10 @@ from e2gan.model import build_generator
 from e2gan.train import Progress, train
 from farm.artifacts import Manifest, commit, open_artifact
 from farm.plan import Plan
-from farm.stages.edit import edited_pairs
-from farm.stages.judge import judge, picture_sheet, spread, text_embedding
+from farm.stages.judge import judge, text_embedding
+from farm.stages.pictures import picture_sheet, spread
+from farm.stages.quality import edited_pairs
+from farm.standing import base_concepts
 from farm.store import Store
 
 if TYPE_CHECKING:
@@ -28,6 +30,14 @@ if TYPE_CHECKING:
 
 PREVIEW_CONCEPTS = 8
 """Base concepts shown in the base's preview; the report shows every concept's adapter."""
+
+
+@dataclass
+class History:
+    """What a checkpoint does not hold: the losses so far, a row a report, and the seconds they took."""
+
+    losses: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
 
 
 def train_base_worker(settings: Mapping[str, Any]) -> None:
@@ -46,11 +56,14 @@ def train_base_worker(settings: Mapping[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(plan.config.cluster.base.cpus)
 
+    history = History()
+
     def report(step: int, checkpoint: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
             saved = None
             if rank == 0:
                 (Path(folder) / "checkpoint.safetensors").write_bytes(checkpoint)
+                (Path(folder) / "history.json").write_text(json.dumps(asdict(history)))
                 saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"step": step}, checkpoint=saved)
 
@@ -58,11 +71,13 @@ def train_base_worker(settings: Mapping[str, Any]) -> None:
     if latest := ray.train.get_checkpoint():
         with latest.as_directory() as folder:
             resumed = (Path(folder) / "checkpoint.safetensors").read_bytes()
+            history = History(**json.loads((Path(folder) / "history.json").read_text()))
     pretrain(
         store,
         plan,
         device=ray.train.torch.get_device(),
         checkpoint=resumed,
+        history=history,
         on_checkpoint=report,
         on_progress=on_progress if rank == 0 else None,
         worker=(rank, world),
@@ -75,17 +90,21 @@ def pretrain(
     *,
     device: str | torch.device = "cpu",
     checkpoint: bytes | None = None,
+    history: History | None = None,
     on_checkpoint: Callable[[int, bytes], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     worker: tuple[int, int] = (0, 1),
 ) -> Manifest | None:
-    """Train the base on the training pairs of `base.concepts`, judge it, and commit it (the first worker does).
+    """Train the base on the training pairs of its concepts, judge it, and commit it (the first worker does).
 
     Files: `generator.safetensors` (float32), `config.json`, `metrics.json` (scores by concept), `preview.webp`.
+
+    history: what happened up to `checkpoint`; it grows as the training goes on.
     """
     import safetensors.torch
 
-    started = time.monotonic()
+    history = history or History()
+    started = time.monotonic() - history.seconds
     config = plan.config
     concepts = [
         ConceptPairs(
@@ -93,13 +112,13 @@ def pretrain(
             text=text_embedding(config, config.concept(concept_id).prompt),
             pairs=edited_pairs(store, plan, concept_id, "train"),
         )
-        for concept_id in config.base.concepts
+        for concept_id in base_concepts(store, plan)
     ]
     generator = build_generator(config.model, seed=plan.seed("base"))
-    losses: list[dict[str, float]] = []
 
     def progress(done: Progress) -> None:
-        losses.append({"step": done.step, **done.losses})
+        history.losses.append({"step": done.step, **done.losses})
+        history.seconds = time.monotonic() - started
         if on_progress:
             on_progress(done)
 
@@ -133,7 +152,7 @@ def pretrain(
         "metrics.json": json.dumps(metrics, indent=1).encode(),
         "preview.webp": picture_sheet(rows),
     }
-    summary = {"losses": losses, "metrics": metrics}
+    summary = {"losses": history.losses, "metrics": metrics}
     return commit(store, plan.base, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
 
 

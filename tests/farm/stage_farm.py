@@ -17,11 +17,12 @@ from farm.cluster import Failure
 from farm.config import FarmConfig
 from farm.plan import Plan, make_plan
 from farm.stages.adapt import adapt, publish
-from farm.stages.edit import commit_edits, edit_part, missing_parts
 from farm.stages.ingest import ingest
 from farm.stages.pretrain import pretrain
 from farm.stages.ranks import commit_ranks, search
 from farm.stages.select import select
+from farm.stages.teach import Goal, teach
+from farm.stages.units import Worker
 from farm.store import LocalStore, Store
 
 L1_ONLY = {"batch_size": 4, "learning_rate": 5e-3, "adversarial_weight": 0, "l1_weight": 1}
@@ -82,9 +83,11 @@ def one_thread() -> Iterator[None]:
 
 
 def edit_concept(store: Store, plan: Plan, concept_id: str) -> Manifest:
-    for part in missing_parts(store, plan, concept_id):
-        edit_part(store, plan, concept_id, part)
-    return commit_edits(store, plan, concept_id, wall_seconds=1.0, device_seconds=1.0)
+    """All that its teachers do for a concept; the manifest of its edits."""
+    teach(store, plan, concept_id, Worker(store, plan))
+    manifest = find(store, plan.edits(concept_id).path)
+    assert manifest is not None
+    return manifest
 
 
 def prepare(store: Store, plan: Plan) -> None:
@@ -143,11 +146,13 @@ class Cluster:
         self.connections += 1
         yield
 
-    def edit_concepts(self, store: Store, plan: Plan, ids: Sequence[str], bar: Any) -> dict[str, Failure]:
+    def edit_concepts(
+        self, store: Store, plan: Plan, ids: Sequence[str], bar: Any, goal: Goal = "quality"
+    ) -> dict[str, Failure]:
         for concept_id in ids:
             if concept_id not in self.broken:
-                self.done.append(f"edits {concept_id}")
-                edit_concept(store, plan, concept_id)
+                self.done.append(f"{'edits' if goal == 'quality' else goal} {concept_id}")
+                teach(store, plan, concept_id, Worker(store, plan), goal)
         return {c: Failure("the teacher gave up", "Traceback") for c in ids if c in self.broken}
 
     def pretrain_base(self, store: Store, plan: Plan, bar: Any) -> None:

@@ -116,7 +116,7 @@ def test_a_failed_concept_is_status_1(
     root: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Cluster("sepia").stand_in(monkeypatch)
-    copied(root, tmp_path / "store", "sources", "selections", "edits", "bases", "ranks")
+    copied(root, tmp_path / "store", "sources", "selections", "edits", "quality", "bases", "ranks")
     config = write_config(tmp_path / "farm.yaml", tmp_path / "store", adapters__max_l1_ratio=0.01)
     status, out, err = terminal.farm("run", "-c", config, "--json")
     assert status == 1
@@ -189,7 +189,7 @@ def test_status(config: Path, root: Path, terminal: Terminal) -> None:
 def test_a_failures_text_is_shown_as_it_is(root: Path, tmp_path: Path, terminal: Terminal) -> None:
     from farm.queue import Queue, owner_name
 
-    store, plan = copied(root, tmp_path / "store", "edits"), plan_of(root)
+    store, plan = copied(root, tmp_path / "store", "edits", "quality"), plan_of(root)
     queue = Queue(store, "adapters")
     queue.enqueue(plan.adapter_key("sepia"), {"concept": "sepia"})
     lease = queue.lease(owner_name(), 60)

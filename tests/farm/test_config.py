@@ -102,6 +102,57 @@ def test_the_configurations_that_come_with_the_farm(name: str) -> None:
     assert config.base.train.learning_rate == 1e-3
 
 
+@pytest.mark.parametrize(("name", "concepts", "base"), [("ffhq", 260, 23), ("scenery", 20, 10)])
+def test_the_papers_farms(name: str, concepts: int, base: int) -> None:
+    """The base's concepts come from the catalogue's marks, and none of them is kept for evaluation."""
+    config = load_config(ROOT / f"configs/{name}.yaml")
+    assert len(config.catalogue) == concepts and len(config.base.concepts) == base
+    assert not any(config.concept(concept_id).reserved for concept_id in config.base.concepts)
+    assert all(len(config.candidates(concept.id)) == len(config.teachers) for concept in config.catalogue)
+
+
+FILTERS = {"ink": {"kind": "procedural", "style": "charcoal"}, "blue": {"kind": "procedural", "style": "cyanotype"}}
+
+
+def test_candidates_are_a_concepts_own_teacher_or_those_it_names_or_all(tmp_path: Path) -> None:
+    one, two, three = (dict(concept) for concept in SMALL["catalogue"])
+    del two["editor"], three["editor"]
+    document = {"catalogue": [one, {**two, "teachers": ["blue"]}, three], "teachers": FILTERS}
+    config = load_config(write(tmp_path / "farm.yaml", **document))
+    assert list(config.candidates(one["id"])) == ["procedural"]
+    assert config.candidates(two["id"]) == {"blue": config.teachers["blue"]}
+    assert sorted(config.candidates(three["id"])) == ["blue", "ink"]
+
+    unknown = complaint(
+        write(tmp_path / "farm.yaml", **{**document, "catalogue": [one, two, {**three, "teachers": ["inks"]}]})
+    )
+    assert unknown.endswith(f"catalogue: {three['id']}: teachers: there is no teacher 'inks'; did you mean ink?")
+    none = complaint(write(tmp_path / "farm.yaml", **{**document, "teachers": {}, "catalogue": [one, two, three]}))
+    assert f"catalogue: {two['id']} has no teacher; " in none
+    wrong = complaint(write(tmp_path / "farm.yaml", teachers={"ink": {"kind": "procedural", "stile": "fog"}}))
+    assert wrong.endswith("unknown key teachers.ink.stile; did you mean style?")
+
+
+def test_some_concepts_of_a_packaged_catalogue(tmp_path: Path) -> None:
+    chosen = ["pink-hair", "zombie", "op-art"]
+    document = {"catalogue": {"from": "ffhq", "only": chosen}, "teachers": FILTERS, "ranks": {"concepts": ["op-art"]}}
+    path = write(tmp_path / "farm.yaml", **document, base={"train": {"epochs": 1}})
+    config = load_config(path)
+    assert [concept.id for concept in config.catalogue] == chosen
+    assert config.base.concepts == ("pink-hair",)  # the only one the paper's base learns
+    assert config.eligible == ["pink-hair"]  # zombie is kept for evaluation, op-art for the search
+    told = complaint(path, "catalogue.only=[pink-hare]")
+    assert told.startswith(f"{path}: catalogue.only: ffhq has no concept 'pink-hare'; did you mean pink-hair")
+
+
+def test_representatives_instead_of_listed_concepts(tmp_path: Path) -> None:
+    path = write(tmp_path / "farm.yaml", base={"representatives": 2})
+    assert load_config(path).base.concepts == () and load_config(path).eligible == ["sepia", "fog"]
+    assert complaint(path, "base.representatives=3").startswith(
+        f"{path}: base.representatives: 3 concepts cannot be chosen among the 2 that "
+    )
+
+
 @pytest.mark.parametrize(
     ("key", "near"),
     [
@@ -139,8 +190,8 @@ def test_an_unknown_key_that_resembles_none_should_go(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *("name", "store", "catalogue", "base", "ranks", "base.concepts", "ranks.concepts"),
-        *("catalogue.2.id", "catalogue.2.prompt", "catalogue.2.editor", "catalogue.2.editor.kind"),
+        *("name", "store", "catalogue", "base", "ranks", "ranks.concepts", "catalogue.2.id", "catalogue.2.prompt"),
+        "catalogue.2.editor.kind",
     ],
 )
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
@@ -162,10 +213,15 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("catalogue.0.prompt", "", "catalogue.0.prompt: String should have at least 1 character"),
         ("catalogue.0.domain", "pets", "catalogue.0.domain: should be 'face' or 'scenery', not 'pets'"),
         ("catalogue.0.editor", "procedural", "catalogue.0.editor: "),
-        ("catalogue.0.editor.kind", "magic", "catalogue.0.editor.kind: should be 'procedural' or 'onnx', not 'magic'"),
+        ("catalogue.0.editor.kind", "magic", "catalogue.0.editor.kind: should be 'procedural' or 'onnx' or "),
         ("catalogue.0.editor", {"kind": "onnx"}, "the key catalogue.0.editor.path is missing"),
         ("base", None, "base: "),
-        ("base.concepts", [], "base.concepts: "),
+        ("base.concepts", [], "base: give either concepts, the ids the base learns, or representatives, how many"),
+        (
+            "base.representatives",
+            2,
+            "base: give either concepts, the ids the base learns, or representatives, how many",
+        ),
         ("base.concepts", "sepia", "base.concepts: should be a valid tuple, not 'sepia'"),
         ("base.train.epochs", 0, "base.train: epochs must be above 0, not 0"),
         ("base.train.epochs", "many", "base.train.epochs: should be a valid number"),

@@ -18,8 +18,9 @@ from farm.errors import UserError
 from farm.plan import VERSIONS, Plan
 
 EDITS = {f"edits/{c}" for c in CONCEPTS}
+QUALITY = {f"quality/{c}" for c in CONCEPTS}
 ADAPTERS = {f"adapter/{c}" for c in CONCEPTS}
-ALL = {"sources", "selection", "base", "ranks"} | EDITS | ADAPTERS
+ALL = {"sources", "selection", "base", "ranks"} | EDITS | QUALITY | ADAPTERS
 
 CHANGES: dict[str, tuple[Any, set[str]]] = {
     "seed": (1, ALL),
@@ -27,10 +28,15 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "sources__split": ({"train": 0.4, "validation": 0.3, "test": 0.3}, ALL),
     "selection__clusters": (8, ALL - {"sources"}),
     "selection__method": ("random", ALL - {"sources"}),
-    "catalogue__3__prompt": ("an old photograph", {"edits/sepia", "adapter/sepia"}),
-    "catalogue__3__editor__style": ("fog", {"edits/sepia", "adapter/sepia"}),
-    "catalogue__2__prompt": ("at night", {"edits/night", "ranks"} | ADAPTERS),
-    "catalogue__0__prompt": ("in charcoal", {"edits/charcoal", "base", "ranks"} | ADAPTERS),
+    "catalogue__3__prompt": ("an old photograph", {"edits/sepia", "quality/sepia", "adapter/sepia"}),
+    "catalogue__3__captions": (("a photo", "a sepia photo"), {"edits/sepia", "quality/sepia", "adapter/sepia"}),
+    "catalogue__3__name": ("Sepia", set()),
+    "catalogue__3__domain": ("scenery", set()),
+    "catalogue__3__editor__style": ("fog", {"edits/sepia", "quality/sepia", "adapter/sepia"}),
+    "catalogue__2__prompt": ("at night", {"edits/night", "quality/night", "ranks"} | ADAPTERS),
+    "catalogue__0__prompt": ("in charcoal", {"edits/charcoal", "quality/charcoal", "base", "ranks"} | ADAPTERS),
+    "quality__min_good": (0.25, {"base", "ranks"} | QUALITY | ADAPTERS),
+    "quality__retries": (1, {"base", "ranks"} | QUALITY | ADAPTERS),
     "text__path": ("elsewhere", {"base", "ranks"} | ADAPTERS),
     "model__channels": (16, {"base", "ranks"} | ADAPTERS),
     "base__concepts": (["cyanotype", "charcoal"], {"base", "ranks"} | ADAPTERS),
@@ -59,8 +65,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
 
 def digests(plan: Plan) -> dict[str, str]:
     single = {name: getattr(plan, name).digest for name in ("sources", "selection", "base", "ranks")}
-    edits = {f"edits/{c.id}": plan.edits(c.id).digest for c in plan.config.catalogue}
-    return single | edits | {f"adapter/{c.id}": plan.adapter(c.id).digest for c in plan.config.catalogue}
+    stages = ("edits", "quality", "adapter")
+    return single | {f"{s}/{c.id}": getattr(plan, s)(c.id).digest for c in plan.config.catalogue for s in stages}
 
 
 def made_anew(**changes: Any) -> set[str]:
@@ -80,7 +86,7 @@ def test_everything_has_its_address_before_anything_is_made(tmp_path: Path) -> N
     assert plan.adapter("sepia").inputs == {
         "base": found["base"],
         "ranks": found["ranks"],
-        "edits/sepia": found["edits/sepia"],
+        "quality/sepia": found["quality/sepia"],
     }
     assert not (tmp_path / "store").exists()
     assert digests(plan_of(tmp_path / "store")) == found
@@ -110,12 +116,13 @@ def test_the_order_of_the_searched_concepts_does_not_matter() -> None:
     assert one.ranks.digest == two.ranks.digest
 
 
-@pytest.mark.parametrize("stage", VERSIONS)
+@pytest.mark.parametrize("stage", sorted(VERSIONS.keys() - {"comparison", "representatives"}))
 def test_a_stages_version_makes_it_and_what_follows_anew(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     follows = {
         "sources": ALL,
         "selection": ALL - {"sources"},
         "edits": ALL - {"sources", "selection"},
+        "quality": {"base", "ranks"} | QUALITY | ADAPTERS,
         "base": {"base", "ranks"} | ADAPTERS,
         "ranks": {"ranks"} | ADAPTERS,
         "adapter": ADAPTERS,
@@ -138,6 +145,46 @@ def test_photographs_count_by_name_and_content_not_by_place(tmp_path: Path) -> N
     (tmp_path / "two/0.png").unlink()
     fewer = digests(plan_of(tmp_path, **{**folder, "sources__path": str(tmp_path / "two")}))
     assert {name for name in fewer if fewer[name] != digests(one)[name]} == ALL
+
+
+TEACHERS = {"one": {"kind": "procedural", "style": "fog"}, "two": {"kind": "procedural", "style": "night"}}
+
+
+def compared(prompt: str = "in the style sepia", **changes: Any) -> Plan:
+    """A farm where sepia has two teachers, and the others one each of their own."""
+    catalogue = [*DOCUMENT["catalogue"][:3], {"id": "sepia", "prompt": prompt}]
+    return plan_of(Path("unused"), **{"catalogue": catalogue, "teachers": TEACHERS, **changes})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"comparison": {"probes": 4}},
+        {"teachers": {**TEACHERS, "two": {"kind": "procedural", "style": "winter"}}},
+        {"quality": {"min_good": 0.25}},  # it decides which teacher is acceptable
+        {"prompt": "an old photograph"},
+    ],
+)
+def test_a_concept_with_several_teachers_depends_on_their_comparison(change: dict[str, Any]) -> None:
+    plan, changed, alone = compared(), compared(**change), plan_of(Path("unused"))
+    assert [c for c in CONCEPTS if plan.compared(c)] == ["sepia"]
+    assert plan.edits("sepia").inputs["comparison"] == plan.comparison("sepia").digest
+    assert plan.edits("night").digest == changed.edits("night").digest == alone.edits("night").digest
+    assert changed.comparison("sepia").digest != plan.comparison("sepia").digest
+    assert changed.edits("sepia").digest != plan.edits("sepia").digest
+
+
+def test_a_base_of_representatives_depends_on_all_it_may_choose_from() -> None:
+    def chosen(**changes: Any) -> Plan:
+        return plan_of(Path("unused"), base={"representatives": 2}, **changes)
+
+    plan = chosen()
+    eligible = ["charcoal", "cyanotype", "sepia"]  # night is searched
+    assert plan.representatives.inputs == {f"quality/{c}": plan.quality(c).digest for c in eligible}
+    assert plan.base.inputs == {"representatives": plan.representatives.digest}
+    assert chosen(catalogue__3__prompt="an old photograph").base.digest != plan.base.digest
+    assert chosen(catalogue__2__prompt="dark").base.digest == plan.base.digest
+    assert chosen(base__representatives=1).base.digest != plan.base.digest
 
 
 def test_plans_travel_to_workers() -> None:

@@ -90,7 +90,9 @@ def put_farm(store: Store, plan: Plan) -> None:
     counts = {"train": 3, "validation": 4, "test": 4, "training_images": 20}
     put(store, plan.selection, {"selection.json": b"{}"}, **counts)
     for concept in plan.config.catalogue:
-        put(store, plan.edits(concept.id), {}, images=11)
+        put(store, plan.edits(concept.id), {}, images=11, teacher="procedural", failed=0)
+        checked = {"images": 11, "good": 11, "left_out": {}, "reasons": {}, "attempts": 0, "rescued": 0}
+        put(store, plan.quality(concept.id), {}, **checked, quarantined=None)
     base = {"generator.safetensors": weights((100, 20), (345,)), "preview.webp": sheet(3)}
     put(store, plan.base, base, metrics={"sepia": scores("sepia")}, losses=[{"step": 5, "l1": 0.5}])
     rounds = [

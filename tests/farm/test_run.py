@@ -77,7 +77,7 @@ def test_a_dry_run_lists_the_steps_and_writes_nothing(
         f"would edit 4 concepts: {everyone}",
         "would pretrain the base",
         "would search the ranks",
-        f"would train 4 adapters: {everyone}",
+        f"would train the adapters of 4 concepts: {everyone}",
         f"would publish 4 concepts: {everyone}",
     ]
     assert outcome.report is None and not outcome.failures and outcome.built == 0
@@ -85,12 +85,12 @@ def test_a_dry_run_lists_the_steps_and_writes_nothing(
 
 
 def test_a_dry_run_of_a_farm_half_done(root: Path, tmp_path: Path, said: Screen) -> None:
-    copied(root, tmp_path / "farm", "sources", "selections", "edits", "bases", "ranks")
+    copied(root, tmp_path / "farm", "sources", "selections", "edits", "quality", "bases", "ranks")
     before = contents(tmp_path / "farm")
     run(config_of(tmp_path / "farm", catalogue__3__prompt="an old photograph"), screen=said, dry_run=True)
     assert lines(said) == [
-        "would edit 1 concepts: sepia",
-        "would train 4 adapters: charcoal, cyanotype, night, sepia",
+        "would edit 1 concept: sepia",
+        "would train the adapters of 4 concepts: charcoal, cyanotype, night, sepia",
         "would publish 4 concepts: charcoal, cyanotype, night, sepia",
     ]
     run(config_of(root), screen=said, dry_run=True)
@@ -210,7 +210,7 @@ def test_an_adapter_not_good_enough_is_kept_and_told(
 ) -> None:
     cluster = Cluster()
     cluster.stand_in(monkeypatch)
-    copied(root, tmp_path / "farm", "sources", "selections", "edits", "bases", "ranks", "adapters")
+    copied(root, tmp_path / "farm", "sources", "selections", "edits", "quality", "bases", "ranks", "adapters")
     strict = config_of(tmp_path / "farm", adapters__max_l1_ratio=0.01)
     outcome = run(strict, screen=said)
     assert cluster.done == [] and not outcome.failures
@@ -276,7 +276,7 @@ def test_adapters_without_edits_fail_alone(
 ) -> None:
     cluster = Cluster()
     cluster.stand_in(monkeypatch)
-    copied(root, tmp_path / "farm", "sources", "selections", "edits", "bases", "ranks")
+    copied(root, tmp_path / "farm", "sources", "selections", "edits", "quality", "bases", "ranks")
     changed = config_of(tmp_path / "farm", catalogue__3__prompt="an old photograph")
     outcome = run(changed, screen=said, stages=["adapters"])
     assert outcome.failures == {"sepia": "it has no edits: run jobs/build_concepts.py first"}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from stage_farm import CONCEPTS, built, contents, copied, edit_concept, one_thread, plan_of, prepare
+from stage_farm import CONCEPTS, built, copied, one_thread, plan_of, prepare
 
 from e2gan.config import GeneratorConfig, TrainConfig
 from e2gan.lora import crucial_layers
@@ -24,14 +24,13 @@ from e2gan.ranks import RankRound
 from e2gan.selection import random_sample, similarity_clusters
 from e2gan.train import uses_bf16
 from farm.artifacts import open_artifact, verify
-from farm.editors import ProceduralSettings, open_editor, source_seed
 from farm.errors import UserError
 from farm.plan import Plan
 from farm.registry import Registry
-from farm.stages import edit, ranks
+from farm.stages import ranks
 from farm.stages.adapt import adapt, publish
 from farm.stages.ingest import ingest, split_ids
-from farm.stages.pretrain import pretrain, read_base
+from farm.stages.pretrain import History, pretrain, read_base
 from farm.stages.ranks import SearchState, commit_ranks, read_ranks, search
 from farm.stages.select import select, selected_ids
 from farm.store import LocalStore, Store
@@ -64,10 +63,10 @@ def document(store: Store, path: str, name: str) -> Any:
 
 
 def table(store: Store, path: str) -> dict[str, Image]:
-    """Every image of an artifact's Parquet files, read with pyarrow and Pillow alone."""
+    """Every image of an artifact's tables of images, read with pyarrow and Pillow alone."""
     images = {}
     for name in sorted(open_artifact(store, path).manifest.files):
-        if name.endswith(".parquet"):
+        if name.endswith(".parquet") and not name.startswith("measures/"):
             rows = pq.read_table(io.BytesIO(store.get(f"{path}/{name}")))
             assert rows.column_names == ["id", "image"]
             for image_id, data in zip(*rows.to_pydict().values(), strict=True):
@@ -85,7 +84,7 @@ def no_progress(done: int, total: int) -> None:
 
 def test_every_artifact_is_sound(store: Store, plan: Plan) -> None:
     specs = [plan.sources, plan.selection, plan.base, plan.ranks]
-    specs += [spec(c) for c in CONCEPTS for spec in (plan.edits, plan.adapter)]
+    specs += [spec(c) for c in CONCEPTS for spec in (plan.edits, plan.quality, plan.adapter)]
     for spec in specs:
         assert verify(store, spec.path) == []
         assert open_artifact(store, spec.path).manifest.digest == spec.digest
@@ -171,58 +170,27 @@ def test_training_images_chosen_by_an_onnx_embedding(root: Path, tmp_path: Path)
     assert selected_ids(store, plan)["train"] == wanted
 
 
-@pytest.mark.parametrize("concept", ["charcoal", "sepia"])
-def test_edits_are_the_teachers(store: Store, plan: Plan, concept: str) -> None:
-    sources, edits = table(store, plan.sources.path), table(store, plan.edits(concept).path)
-    chosen = selected_ids(store, plan)
-    assert list(edits) == [*chosen["train"], *chosen["validation"], *chosen["test"]]
-    teacher = open_editor(ProceduralSettings(), concept)
-    for image_id in [*list(edits)[:3], list(edits)[-1]]:
-        (wanted,) = teacher.edit([sources[image_id]], "", [source_seed(0, concept, image_id)])
-        np.testing.assert_array_equal(edits[image_id], wanted)
-
-
-def test_a_lost_part_is_made_again_alone(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edit, "PART_IMAGES", 8)
-    store, plan = copied(root, tmp_path / "farm", "sources", "selections"), plan_of(tmp_path / "farm")
-    assert edit.part_count(store, plan) == 4  # 27 images
-    assert edit.missing_parts(store, plan, "sepia") == [0, 1, 2, 3]
-    manifest = edit_concept(store, plan, "sepia")
-    before = contents(tmp_path / "farm")
-    assert len(manifest.files) == 4 and edit.missing_parts(store, plan, "sepia") == []
-    whole = table(LocalStore(root), plan.edits("sepia").path)
-    parted = table(store, plan.edits("sepia").path)
-    assert list(parted) == list(whole)
-    assert all(np.array_equal(parted[image_id], whole[image_id]) for image_id in whole)
-
-    store.delete(f"{plan.edits('sepia').path}/part-00002.parquet")
-    store.delete(f"{plan.edits('sepia').path}/manifest.json")
-    assert edit.missing_parts(store, plan, "sepia") == [2]
-    assert edit.edit_part(store, plan, "sepia", 2) > 0
-    edit.commit_edits(store, plan, "sepia", wall_seconds=0, device_seconds=0)
-    after = contents(tmp_path / "farm")
-    assert after.keys() == before.keys()
-    assert {key for key in before if after[key] != before[key]} <= {f"{plan.edits('sepia').path}/manifest.json"}
-
-
 def test_the_base_resumes_from_any_checkpoint(root: Path, tmp_path: Path) -> None:
     """The second half of its steps has a discriminator."""
     wanted = hashes(LocalStore(root), plan_of(root).base.path)
     checkpoints: dict[int, bytes] = {}
-    inputs = ("sources", "selections", "edits")
+    inputs = ("sources", "selections", "edits", "quality")
     store, plan = copied(root, tmp_path / "whole", *inputs), plan_of(tmp_path / "whole")
     manifest = pretrain(store, plan, on_checkpoint=checkpoints.__setitem__)
     assert manifest is not None and manifest.files == wanted
     assert list(checkpoints) == [1, 2, 3, 4]  # 2 concepts of 9 pairs, 4 a step
     for step, checkpoint in checkpoints.items():
-        resumed = pretrain(copied(root, tmp_path / str(step), *inputs), plan, checkpoint=checkpoint)
+        history = History(losses=manifest.summary["losses"][:step], seconds=1000.0)
+        resumed = pretrain(copied(root, tmp_path / str(step), *inputs), plan, checkpoint=checkpoint, history=history)
         assert resumed is not None and resumed.files == wanted
-        assert [done["step"] for done in resumed.summary["losses"]] == list(range(step + 1, 6))
+        assert [done["step"] for done in resumed.summary["losses"]] == list(range(1, 6))
+        assert resumed.wall_seconds > 1000
 
 
 def test_only_the_first_worker_commits(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("farm.stages.pretrain.torch.nn.parallel.DistributedDataParallel", lambda network: network)
-    store, plan = copied(root, tmp_path / "farm", "sources", "selections", "edits"), plan_of(tmp_path / "farm")
+    store = copied(root, tmp_path / "farm", "sources", "selections", "edits", "quality")
+    plan = plan_of(tmp_path / "farm")
     assert pretrain(store, plan, worker=(1, 2)) is None
     assert not list(store.list("bases/"))
 
@@ -365,7 +333,7 @@ def test_an_adapters_files(store: Store, plan: Plan) -> None:
 
 
 def test_an_adapter_made_elsewhere_has_the_same_bytes(root: Path, tmp_path: Path, plan: Plan) -> None:
-    store = copied(root, tmp_path / "farm", "sources", "selections", "edits", "bases", "ranks")
+    store = copied(root, tmp_path / "farm", "sources", "selections", "edits", "quality", "bases", "ranks")
     torch.manual_seed(1)  # global random state decides nothing
     steps: list[int] = []
     manifest = adapt(store, plan, "sepia", on_progress=lambda done: steps.append(done.step))

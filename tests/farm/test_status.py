@@ -50,7 +50,7 @@ def test_a_finished_farm(root: Path) -> None:
         assert row["published"] == 1 and row["current"] and row["error"] is None
         assert row["metrics"]["n"] == 12 and row["metrics"]["l1"] > 0
     assert [row["role"] for row in found["concepts"]] == ["base", "base", "ranks", "adapter"]
-    assert role(plan_of(root), "sepia") == "adapter"
+    assert role(LocalStore(root), plan_of(root), "sepia") == "adapter"
 
 
 def test_edits_half_done(root: Path, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_edits_half_done(root: Path, tmp_path: Path) -> None:
 
 
 def test_the_queues_states(root: Path, tmp_path: Path) -> None:
-    store, plan = copied(root, tmp_path / "farm", "edits"), plan_of(root)
+    store, plan = copied(root, tmp_path / "farm", "edits", "quality"), plan_of(root)
     queue = Queue(store, "adapters")
     for concept in ("charcoal", "night", "sepia"):
         queue.enqueue(plan.adapter_key(concept), {"concept": concept})

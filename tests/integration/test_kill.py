@@ -35,8 +35,13 @@ CONFIG = {
     "selection": {"clusters": 40},
     "catalogue": [
         {"id": style, "prompt": f"in the style {style}", "editor": {"kind": "procedural"}}
-        for style in ("charcoal", "cyanotype", "sepia", "night", "winter")
-    ],
+        for style in ("charcoal", "cyanotype", "sepia", "night")
+    ]
+    + [{"id": "winter", "prompt": "in winter"}],
+    "teachers": {
+        "snow": {"kind": "procedural", "style": "winter"},
+        "mist": {"kind": "procedural", "style": "fog"},
+    },
     "model": {"channels": 16},
     "base": {
         "concepts": ["charcoal", "cyanotype"],
@@ -80,8 +85,8 @@ def kill_when(config: Path, reached: Callable[[], bool]) -> None:
 
 
 def committed(store: Path) -> dict[str, int]:
-    """When each finished unit of work was written: parts of edits, and manifests."""
-    names = [*store.glob("edits/*/*/*.parquet"), *store.glob("*/**/manifest.json")]
+    """When each finished unit of work was written: units of edits, and manifests."""
+    names = [*store.glob("*/*/*/measures/*.parquet"), *store.glob("*/**/manifest.json")]
     return {str(path.relative_to(store)): path.stat().st_mtime_ns for path in names}
 
 
@@ -101,7 +106,8 @@ def test_killed_in_every_stage(tmp_path: Path) -> None:
 
     config, store = configs[1], stores[1]
     moments: dict[str, Callable[[], bool]] = {
-        "edits": lambda: any(store.glob("edits/*/*/*.parquet")),
+        "comparison": lambda: any(store.glob("comparisons/*/*/measures/*.parquet")),
+        "edits": lambda: any(store.glob("edits/*/*/measures/*.parquet")),
         # Ray Train knows of a checkpoint only when it has noted it: at the second one it has noted the first.
         "base": lambda: len([*store.glob("scratch/base-*/**/checkpoint.safetensors")]) > 1,
         "ranks": lambda: any(store.glob("scratch/ranks-*/**/rounds.json")),

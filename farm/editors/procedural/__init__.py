@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from farm.editors.base import Failed, Prompt
 from farm.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class ProceduralSettings(BaseModel):
     """`style`: one of `style_names()`; the concept's id when left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seeded: ClassVar[bool] = False  # some styles draw noise, but a filter that spoils an image does so with any
 
     kind: Literal["procedural"] = "procedural"
     style: str | None = None
@@ -44,11 +47,11 @@ class ProceduralEditor:
 
         self._style = STYLES[_style_name(settings, concept_id)]
 
-    def edit(self, images: Sequence[Image], prompt: str, seeds: Sequence[int]) -> list[Image]:
+    def edit(self, images: Sequence[Image], prompt: Prompt, seeds: Sequence[int]) -> list[Image | Failed]:
         """See `Editor.edit`."""
         from farm.editors.procedural.filters import auto_levels
 
-        edited = []
+        edited: list[Image | Failed] = []
         for image, seed in zip(images, seeds, strict=True):
             levelled = auto_levels(image.astype(np.float32) / 255)
             pixels = self._style(levelled, np.random.default_rng(seed))

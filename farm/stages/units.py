@@ -1,0 +1,153 @@
+"""What a worker that edits does: one unit at a time, measured at once and put into the store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from e2gan.pairs import Image, write_table
+from farm.artifacts import open_artifact
+from farm.editors import Editor, EditorSettings, Failed, edit_seed, open_editor
+from farm.errors import UserError
+from farm.plan import Plan
+from farm.quality.clip import ClipJudge
+from farm.quality.measure import Measures, measure, read_measures, write_measures
+from farm.stages.ingest import read_images
+from farm.stages.select import selected_ids
+from farm.store import Store
+
+UNIT_IMAGES = 50
+"""Images a unit of work edits: what is redone when a worker dies."""
+PANEL_IMAGES = 64
+"""Photos that an edit is held against, to see that it is of its own photo and no other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Images that one teacher edits in one go.
+
+    teacher: its name among the concept's candidates. folder, name: where in the store the results go. attempt: how
+    often these images were edited before.
+    """
+
+    concept: str
+    teacher: str
+    folder: str
+    name: str
+    ids: tuple[str, ...]
+    attempt: int = 0
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """The edits and their measures; a unit is done when the measures, put last, are there."""
+        return f"images/{self.name}.parquet", f"measures/{self.name}.parquet"
+
+    def done(self, store: Store) -> bool:
+        return store.exists(f"{self.folder}/{self.files[1]}")
+
+    def measured(self, store: Store) -> Sequence[Measures]:
+        """The measures of a unit that is done."""
+        return read_measures(store.get(f"{self.folder}/{self.files[1]}"))
+
+    def seconds(self, store: Store) -> float:
+        """The teacher's seconds for a unit that is done."""
+        return float(store.get(self.cost))
+
+    @property
+    def cost(self) -> str:
+        """The key of the teacher's seconds: beside the artifact's files and none of them, for they are never the same
+        twice."""
+        return f"{self.folder}/seconds/{self.name}.txt"
+
+
+def cut_units(concept: str, teacher: str, folder: str, name: str, ids: Sequence[str], attempt: int = 0) -> list[Unit]:
+    """Units of at most UNIT_IMAGES images, named `<name>-00000` and on."""
+    return [
+        Unit(
+            concept=concept,
+            teacher=teacher,
+            folder=folder,
+            name=f"{name}-{start // UNIT_IMAGES:05d}",
+            ids=tuple(ids[start : start + UNIT_IMAGES]),
+            attempt=attempt,
+        )
+        for start in range(0, len(ids), UNIT_IMAGES)
+    ]
+
+
+def edited_ids(store: Store, plan: Plan) -> list[str]:
+    """The ids of all images a concept's teacher edits."""
+    selected = selected_ids(store, plan)
+    return [image_id for split in ("train", "validation", "test") for image_id in selected[split]]
+
+
+class Worker:
+    """A process that edits. It keeps the teacher it used last, the photos and CLIP from one unit to the next.
+
+    Two threads may call `work`: one unit is edited at a time, and the one before is measured and stored meanwhile.
+    """
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self._store, self._plan = store, plan
+        self._teaching = threading.Lock()
+        self._opened: tuple[tuple[EditorSettings, str], Editor] | None = None
+        self._refused: dict[tuple[EditorSettings, str], UserError] = {}
+
+    def work(self, unit: Unit) -> None:
+        """Edit a unit's images, measure them, and put both as Parquet.
+
+        Raises:
+            UserError: the teacher's model is missing or does not do this.
+        """
+        prompt = self._plan.config.concept(unit.concept).request
+        seeds = [edit_seed(self._plan.config.seed, unit.concept, i, unit.attempt) for i in unit.ids]
+        with self._teaching:
+            photos = [self._photos[image_id] for image_id in unit.ids]
+            try:
+                editor = self._editor(unit)
+                started = time.monotonic()
+                edits = editor.edit(photos, prompt, seeds)
+            except UserError as error:
+                raise self._plan.config.of_teacher(error, unit.concept, unit.teacher) from error
+            seconds = time.monotonic() - started
+        measures = measure(unit.ids, photos, edits, self._panel, self._clip, prompt)
+        images, table = unit.files
+        made = {i: edit for i, edit in zip(unit.ids, edits, strict=True) if not isinstance(edit, Failed)}
+        self._store.put(unit.cost, f"{seconds:.3f}\n".encode())
+        self._store.put(f"{unit.folder}/{images}", write_table(made))
+        self._store.put(f"{unit.folder}/{table}", write_measures(measures))
+
+    def _editor(self, unit: Unit) -> Editor:
+        settings = self._plan.config.candidates(unit.concept)[unit.teacher]
+        key = (settings, unit.concept if settings.kind == "procedural" else "")
+        if key in self._refused:  # loading a model to find out again takes a minute, for every concept
+            raise self._refused[key]
+        if self._opened is None or self._opened[0] != key:
+            self._opened = None  # let go of the one before: there may be room for one only
+            try:
+                fingerprint = self._plan.teachers[unit.concept][unit.teacher]
+                self._opened = key, open_editor(settings, unit.concept, fingerprint)
+            except UserError as error:
+                self._refused[key] = error
+                raise
+        return self._opened[1]
+
+    @cached_property
+    def _photos(self) -> dict[str, Image]:
+        return read_images(open_artifact(self._store, self._plan.sources.path))
+
+    @cached_property
+    def _panel(self) -> list[Image]:
+        ids = edited_ids(self._store, self._plan)
+        step = max(1, len(ids) / PANEL_IMAGES)
+        return [self._photos[ids[int(n * step)]] for n in range(min(PANEL_IMAGES, len(ids)))]
+
+    @cached_property
+    def _clip(self) -> ClipJudge | None:
+        import torch
+
+        path = self._plan.config.quality.clip
+        return ClipJudge(path, device="cuda" if torch.cuda.is_available() else "cpu") if path else None
