@@ -13,7 +13,7 @@ from farm import cli_concepts, cli_teachers
 from farm.config import FarmConfig, load_config
 from farm.errors import UserError
 from farm.files import write_whole
-from farm.options import Config, Json, Override, naming
+from farm.options import Config, Json, Override, naming, resumable
 
 app = typer.Typer(
     help="A farm of image-editing concepts: distil editors into tiny GANs, one small adapter a concept.",
@@ -57,12 +57,8 @@ def run_stages(
     if unknown:
         raise UserError(f"--stage {unknown[0]}: the stages are {', '.join(farm_run.STAGES)}.")
     screen = Screen()
-    try:
-        with naming(config):
-            outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run)
-    except KeyboardInterrupt:
-        screen.say("interrupted; the same command goes on from here")
-        raise typer.Exit(130) from None
+    with naming(config), resumable():
+        outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run)
     if as_json:
         print(json.dumps(vars(outcome), indent=1))
     _print_outcome(loaded, outcome, screen)

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from farm.config import FarmConfig, load_config
-from farm.options import Config, Json, Override, naming
+from farm.files import make_folder, write_whole
+from farm.options import Config, Json, Override, naming, resumable
 
 app = typer.Typer(help="The teachers, whose edits everything is learned from.", no_args_is_help=True)
 
@@ -61,7 +62,9 @@ def compare(
     loaded = load_config(config, override or [])
     for concept_id in concept or ():
         loaded.concept(concept_id)
-    with naming(config):
+    if sheets is not None:
+        make_folder(sheets)
+    with naming(config), resumable():
         run = Run(loaded, Screen())
         several = [c.id for c in loaded.catalogue if run.plan.compared(c.id)]
         wanted = [c for c in several if not concept or c in concept]
@@ -84,8 +87,7 @@ def _choice(run: Any, concept_id: str, sheets: Path | None) -> dict[str, Any]:
 
     artifact = open_artifact(run.store, run.plan.comparison(concept_id).path)
     if sheets is not None:
-        sheets.mkdir(parents=True, exist_ok=True)
-        (sheets / f"{concept_id}.webp").write_bytes(artifact.read("sheet.webp"))
+        write_whole(sheets / f"{concept_id}.webp", artifact.read("sheet.webp"))
     choice: dict[str, Any] = json.loads(artifact.read("choice.json"))
     return choice | {"sheet": f"{run.store.url}/{artifact.manifest.path}/sheet.webp"}
 
@@ -94,9 +96,11 @@ def _show(config: FarmConfig, found: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from farm.quality.score import parts_shown
+
     console = Console()
     for concept_id, choice in found.items():
-        parts = [name for name in next(iter(choice["scores"].values())) if name not in ("total", "uses", "acceptable")]
+        parts = parts_shown(choice["scores"].values())
         table = Table("teacher", "score", *(name.replace("_", " ") for name in parts), title=concept_id)
         for name, score in sorted(choice["scores"].items(), key=lambda item: -item[1]["total"]):
             values = ["-" if score[part] is None else f"{score[part]:.2f}" for part in parts]

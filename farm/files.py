@@ -22,3 +22,15 @@ def write_whole(path: Path, data: bytes) -> None:
         with suppress(OSError):
             part.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another place.") from error
+
+
+def make_folder(path: Path) -> None:
+    """A folder and those above it, if they are not there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder ({error.strerror}); choose another place.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -74,6 +75,19 @@ def edit_concepts(
     return failures
 
 
+class _Actor:
+    """A worker that Ray can start again anywhere: what it works on comes with its first unit."""
+
+    def __init__(self) -> None:
+        self._starting = threading.Lock()
+        self._worker: Worker | None = None
+
+    def work(self, store: Store, plan: Plan, unit: Unit) -> None:
+        with self._starting:
+            self._worker = self._worker or Worker(store, plan)
+        self._worker.work(unit)
+
+
 class _Pool:
     """As many workers as the cluster takes, started as they are needed. running: (worker, unit) by Ray's result."""
 
@@ -88,7 +102,7 @@ class _Pool:
             "max_task_retries": WORKER_RETRIES,
             "max_concurrency": IN_FLIGHT,
         }
-        self._remote = ray.remote(**options)(Worker)
+        self._remote = ray.remote(**options)(_Actor)
         self._store, self._plan, self._shared = store, plan, ray.put(plan)
         self._most = slots(resources)
         self._workers: list[Any] = []
@@ -102,13 +116,13 @@ class _Pool:
             number = min(range(len(self._workers)), key=lambda number: held[number], default=None)
             if (number is None or held[number]) and len(self._workers) < self._most:
                 number = len(self._workers)
-                self._workers.append(self._remote.remote(self._store, self._shared))
+                self._workers.append(self._remote.remote())
                 self._models.append(None)
             if number is None or held[number] >= IN_FLIGHT:
                 return
             unit = waiting.pop(self._best(number, waiting))
             self._models[number] = self._model(unit)
-            self.running[self._workers[number].work.remote(unit)] = (number, unit)
+            self.running[self._workers[number].work.remote(self._store, self._shared, unit)] = (number, unit)
 
     def close(self) -> None:
         """Stop the workers, and so let go of the memory their models take."""

@@ -19,6 +19,7 @@ from farm.editors import (
     procedural,
     qwen_image_edit,
     stable_diffusion,
+    stable_diffusion_xl,
 )
 from farm.editors.base import Editor, Failed, Prompt, edit_seed
 from farm.editors.controlnet import ControlNetSettings
@@ -30,6 +31,7 @@ from farm.editors.onnx import OnnxSettings
 from farm.editors.procedural import ProceduralSettings
 from farm.editors.qwen_image_edit import QwenImageEditSettings
 from farm.editors.stable_diffusion import StableDiffusionSettings
+from farm.editors.stable_diffusion_xl import StableDiffusionXLSettings
 from farm.errors import UserError
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "Prompt",
     "QwenImageEditSettings",
     "StableDiffusionSettings",
+    "StableDiffusionXLSettings",
     "edit_seed",
     "editor_fingerprint",
     "open_editor",
@@ -56,6 +59,7 @@ _Settings = (
     ProceduralSettings
     | OnnxSettings
     | StableDiffusionSettings
+    | StableDiffusionXLSettings
     | InstructPix2PixSettings
     | ControlNetSettings
     | NullTextSettings
@@ -91,6 +95,8 @@ def open_editor(settings: EditorSettings, concept_id: str, fingerprint: Mapping[
             return onnx.OnnxEditor(settings)
         case StableDiffusionSettings():
             return stable_diffusion.open_editor(settings)
+        case StableDiffusionXLSettings():
+            return stable_diffusion_xl.open_editor(settings)
         case InstructPix2PixSettings():
             return instruct_pix2pix.open_editor(settings)
         case ControlNetSettings():

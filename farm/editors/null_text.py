@@ -117,10 +117,10 @@ class NullTextFamily:
         from farm.editors.alignment import token_map
 
         before, after = prompt_text(prompt, "before"), prompt_text(prompt, "after")
-        text = self._model.embed(after)
+        texts = self._model.embed(before), self._model.embed(after)
         tokens = token_map(self._model.pipeline.tokenizer, before, after, self._settings.amplify)
         inversions = [self._invert(image, before) for image in images]
-        return self._model.finish(self._denoise(inversions, self._model.embed(before), text, tokens))
+        return self._model.finish(self._denoise(inversions, *texts, tokens))
 
     def _invert(self, image: Tensor, caption: str) -> Inversion:
         """Of one image `[3, h, w]`, alone: what it gives does not depend on a batch."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from farm.quality.judge import QualityConfig, judge
 
@@ -97,3 +97,9 @@ def _evenness(values: Sequence[float]) -> float:
     """1 for equal positive values, 0 when they differ as much as they are large; 0 for fewer than two."""
     mean = _mean(values)
     return max(0.0, 1 - statistics.pstdev(values) / mean) if len(values) > 1 and mean > 0 else 0.0
+
+
+def parts_shown(scores: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The parts that any of these scores, as dicts, has a value for."""
+    every = ("good", *PLAIN, *WITH_CLIP)
+    return [part for part in dict.fromkeys(every) if any(score[part] is not None for score in scores)]

@@ -13,6 +13,7 @@ import PIL.Image
 from e2gan.pairs import Image, read_table
 from farm.artifacts import Artifact, Manifest, open_artifact
 from farm.plan import Plan
+from farm.quality.score import parts_shown
 from farm.report.pictures import Facts, pictures_of
 from farm.stages.ingest import read_images
 from farm.store import Store
@@ -84,7 +85,7 @@ def comparison_of(concept_id: str, artifact: Artifact) -> Facts:
         "id": concept_id,
         "teacher": choice["teacher"],
         "scores": sorted(scores.items(), key=lambda item: -item[1]["total"]),
-        "parts": [name for name in next(iter(scores.values())) if name not in ("total", "uses", "acceptable")],
+        "parts": parts_shown(scores.values()),
         "failed": choice["failed"],
         "names": list(scores),
         "picture": pictures_of(artifact.read("sheet.webp"))[0],

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from stage_farm import CONCEPTS, Cluster, built, contents, copied, one_thread, plan_of, write_config
+from terminal import Terminal
 
 from e2gan.infer import edit_photo
 from farm import cli
@@ -25,7 +25,6 @@ from farm.errors import UserError
 from farm.serve.bank import AdapterBank
 from farm.store import LocalStore
 
-ROOT = Path(__file__).parents[2]
 JOBS = {
     "build_concepts": ["concepts"],
     "pretrain_base": ["base"],
@@ -51,37 +50,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(root: Path, tmp_path: Path) -> Path:
     """The finished farm's configuration."""
     return write_config(tmp_path / "farm.yaml", root)
-
-
-class Terminal:
-    """Runs `farm` with arguments: exit status, standard output and standard error."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch = monkeypatch
-        self.capsys = capsys
-        monkeypatch.setenv("COLUMNS", "200")
-
-    def farm(self, *arguments: object) -> tuple[int, str, str]:
-        self.monkeypatch.setattr(sys, "argv", ["farm", *map(str, arguments)])
-        return self._status(cli.main)
-
-    def job(self, name: str, *arguments: object) -> tuple[int, str, str]:
-        self.monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *map(str, arguments)])
-        return self._status(lambda: runpy.run_path(str(ROOT / f"jobs/{name}.py"), run_name="__main__"))
-
-    def _status(self, command: Any) -> tuple[int, str, str]:
-        self.capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            command()
-        captured = self.capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    def mistake(self, *arguments: object) -> str:
-        """The sentence a user's mistake is told with; the program prints nothing else and leaves with 2."""
-        status, out, err = self.farm(*arguments)
-        assert (status, out) == (2, "")
-        assert err.startswith("error: ") and err.count("\n") == 1 and err[-2] in ".?"
-        return err.removeprefix("error: ").rstrip()
 
 
 @pytest.fixture

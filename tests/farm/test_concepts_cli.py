@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from terminal import Terminal
 
-from farm import cli
 from farm.catalogue import PACKAGED, check_concepts, load_catalogue
 from farm.registry import Registry
 from farm.store import LocalStore
@@ -43,41 +42,10 @@ MINE = """\
 """
 
 
-class Terminal:
-    """Runs `farm concepts` with arguments: exit status, standard output and standard error."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch = monkeypatch
-        self.capsys = capsys
-
-    def __call__(self, *arguments: object) -> tuple[int, str, str]:
-        self.monkeypatch.setattr(sys, "argv", ["farm", "concepts", *map(str, arguments)])
-        self.capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        captured = self.capsys.readouterr()
-        return int(left.value.code or 0), captured.out, captured.err
-
-    def good(self, *arguments: object) -> str:
-        status, out, err = self(*arguments)
-        assert (status, err) == (0, "")
-        return out
-
-    def document(self, *arguments: object) -> Any:
-        return json.loads(self.good(*arguments, "--json"))
-
-    def mistake(self, *arguments: object) -> str:
-        """The sentence a user's mistake is told with."""
-        status, out, err = self(*arguments)
-        assert (status, out) == (2, "")
-        assert err.startswith("error: ") and err.count("\n") == 1 and err[-2] in ".?"
-        return err.removeprefix("error: ").rstrip()
-
-
 @pytest.fixture
 def concepts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Terminal:
     monkeypatch.chdir(tmp_path)
-    return Terminal(monkeypatch, capsys)
+    return Terminal(monkeypatch, capsys, "concepts")
 
 
 @pytest.fixture
@@ -197,7 +165,7 @@ def test_every_problem_is_a_line(concepts: Terminal, tmp_path: Path, farm: Path)
         "- {id: Fog, prompt: add fog, domain: pets}\n"
         "- {id: mist, prompt: add mist}\n- {id: haze, prompt: Add the MIST.}\n- {id: mist, prompt: add drizzle}\n"
     )
-    status, out, err = concepts("validate", "--catalogue", path)
+    status, out, err = concepts.farm("validate", "--catalogue", path)
     assert (status, err) == (1, "")
     assert out.splitlines() == [
         f"{path}: 'Fog': id: an id is lower-case words and digits joined by single hyphens, not 'Fog'.",
@@ -205,7 +173,7 @@ def test_every_problem_is_a_line(concepts: Terminal, tmp_path: Path, farm: Path)
         f"{path}: the id 'mist' occurs 2 times; ids must be unique.",
         f"{path}: 'mist' and 'haze' have the same prompt 'add mist'; keep one of them.",
     ]
-    status, out, err = concepts("validate", "--catalogue", path, "--json")
+    status, out, err = concepts.farm("validate", "--catalogue", path, "--json")
     assert (status, err) == (1, "")
     [row] = json.loads(out)["catalogues"]
     assert row["concepts"] == 4 and len(row["problems"]) == 4
@@ -214,9 +182,9 @@ def test_every_problem_is_a_line(concepts: Terminal, tmp_path: Path, farm: Path)
 
 
 def test_a_farm_whose_prompts_repeat(concepts: Terminal, farm: Path) -> None:
-    status, out, _ = concepts("validate", "-c", farm, "--set", "catalogue.1.prompt=Add some fog")
+    status, out, _ = concepts.farm("validate", "-c", farm, "--set", "catalogue.1.prompt=Add some fog")
     assert status == 0, out
-    status, out, _ = concepts("validate", "-c", farm, "--set", "catalogue.1.prompt=Add a fog")
+    status, out, _ = concepts.farm("validate", "-c", farm, "--set", "catalogue.1.prompt=Add a fog")
     assert (status, out) == (1, f"{farm}: 'fog' and 'ink' have the same prompt 'add fog'; keep one of them.\n")
 
 
@@ -252,7 +220,7 @@ def test_added_to_a_new_file(concepts: Terminal, tmp_path: Path) -> None:
 
 
 def test_a_packaged_twin_is_a_note(concepts: Terminal, tmp_path: Path) -> None:
-    status, out, err = concepts("add", "undead", "--prompt", "make him a zombie", "--domain", "face")
+    status, out, err = concepts.farm("add", "undead", "--prompt", "make him a zombie", "--domain", "face")
     assert (status, out) == (0, "concepts.yaml: added undead\n")
     assert err == (
         "note: the packaged 'zombie' has nearly the same prompt ('make him a zombie', 'turn the person into a zombie')"
@@ -391,7 +359,7 @@ def test_what_is_added_is_read_back(
     path = tmp_path / "any.yaml"
     path.write_text(MINE)
     options = {"--name": name, "--prompt": prompt, "--before": captions[0], "--after": captions[1], "--domain": "face"}
-    status, _, err = concepts("add", "any", *(part for pair in options.items() for part in pair), "--to", path)
+    status, _, err = concepts.farm("add", "any", *(part for pair in options.items() for part in pair), "--to", path)
     assert status == 0, err
     assert path.read_text().startswith(MINE) and path.read_text().count("\n") == MINE.count("\n") + 1
     wanted = {"id": "any", "name": name, "prompt": prompt, "captions": list(captions), "domain": "face"}
@@ -402,4 +370,4 @@ def test_help(concepts: Terminal) -> None:
     for command in ([], ["list"], ["show"], ["validate"], ["add"]):
         out = concepts.good(*command, "--help")
         assert "Usage: " in out and "--help" in out
-    assert concepts("show")[0] == 2 and concepts("add", "x")[0] == 2
+    assert concepts.farm("show")[0] == 2 and concepts.farm("add", "x")[0] == 2
