@@ -1,0 +1,100 @@
+"""Diffusion teachers on a real Ray, whose workers die while they edit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tiny_diffusers import stable_diffusion
+
+from farm import cluster
+from farm.artifacts import find
+from farm.config import FarmConfig
+from farm.plan import Plan, make_plan
+from farm.stages import units
+from farm.stages.ingest import ingest
+from farm.stages.select import select
+from farm.stages.teach import teach
+from farm.stages.units import Worker
+from farm.store import LocalStore
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+CONCEPTS = ("ink", "snow", "rust")
+
+
+class Counted:
+    """A bar that remembers how far it got."""
+
+    def __init__(self) -> None:
+        self.done = self.total = 0
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        self.done, self.total = done, total
+
+
+def farm_at(folder: Path, model: Path) -> tuple[LocalStore, Plan]:
+    """A farm of three concepts with one diffusion teacher, whose photos are chosen."""
+    teacher = {"kind": "stable-diffusion", "model": str(model), "dtype": "float32", "side": 64, "steps": 3}
+    config = FarmConfig.model_validate(
+        {
+            "name": "editing",
+            "store": str(folder),
+            "sources": {"size": 64, "crops_per_photo": 12, "split": {"train": 0.6, "validation": 0.14, "test": 0.26}},
+            "teachers": {"sd": {**teacher, "safety_checker": False}},
+            "catalogue": [{"id": name, "prompt": f"a photo of {name}"} for name in CONCEPTS],
+            "quality": {"enabled": False},  # of random weights nothing is good
+            "base": {"concepts": ["ink"]},
+            "ranks": {"concepts": ["snow"]},
+            "cluster": {"cpus": 2},
+        }
+    )
+    store, plan = LocalStore(folder), make_plan(config)
+    ingest(store, plan, lambda done, total: None)
+    select(store, plan)
+    return store, plan
+
+
+def files_of(store: LocalStore, plan: Plan) -> dict[str, Any]:
+    found = {}
+    for name in CONCEPTS:
+        manifest = find(store, plan.edits(name).path)
+        assert manifest is not None and find(store, plan.quality(name).path) is not None
+        found[name] = manifest.files
+    return found
+
+
+def test_a_killed_worker_is_replaced_and_nothing_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(units, "UNIT_IMAGES", 20)
+    model = stable_diffusion(tmp_path / "model")
+    store, plan = farm_at(tmp_path / "ray", model)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        """Kill a process that edits, once the first unit is done."""
+        while not any(store.list("edits/")):
+            time.sleep(0.05)
+        editing = [p for p in psutil.Process().children(recursive=True) if "_Actor" in " ".join(p.cmdline())]
+        os.kill(editing[0].pid, signal.SIGKILL)
+        killed.append(editing[0].pid)
+
+    bar = Counted()
+    with cluster.connected(plan.config.cluster):
+        killer = threading.Thread(target=kill_one, daemon=True)
+        killer.start()
+        assert cluster.edit_concepts(store, plan, CONCEPTS, bar) == {}
+        killer.join(timeout=10)
+    assert killed and bar.done == bar.total == 3 * 5  # 84 images of each concept, 20 a unit
+
+    alone, same = farm_at(tmp_path / "alone", model)
+    worker = Worker(alone, same)
+    for name in CONCEPTS:
+        teach(alone, same, name, worker)
+    assert files_of(store, plan) == files_of(alone, same)
