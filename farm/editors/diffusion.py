@@ -143,7 +143,7 @@ class DiffusionEditor:
     ) -> list[Image | Failed]:
         import torch
 
-        given = torch.stack([_resize(torch.from_numpy(image).permute(2, 0, 1) / 255, size) for image in images])
+        given = torch.stack([_resize(torch.tensor(image).permute(2, 0, 1) / 255, size) for image in images])
         with without_deprecations():
             made, reasons = self._family.edit(given, prompt, seeds)
         if made.shape != given.shape:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from e2gan.pairs import Image
 
 
+SAME = 1e-5
+"""Unit vectors closer than this are one and the same: they differ by rounding, which has no direction."""
+
+
 class ClipJudge:
     """CLIP's image and text encoders, such as those of `openai/clip-vit-large-patch14`.
 
@@ -59,7 +63,10 @@ class ClipJudge:
         from torch.nn.functional import cosine_similarity
 
         change = self._image(edit.tobytes(), edit.shape) - self._image(source.tobytes(), source.shape)
-        return float(cosine_similarity(change, self._delta(before, after), dim=0))
+        delta = self._delta(before, after)
+        if min(change.norm(), delta.norm()) < SAME:
+            return 0.0
+        return float(cosine_similarity(change, delta, dim=0))
 
     def similarity(self, source: Image, edit: Image) -> float:
         """Cosine, -1..1, of the embeddings of two images, uint8 `[h, w, 3]`."""

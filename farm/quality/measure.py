@@ -30,6 +30,10 @@ SAME_PHOTO = 0.6
 """A photo of the panel that has this much of the source's structure is that photo, or another of the same moment."""
 
 
+DECIMALS = 6
+"""Kept of a measure: what follows depends on the order in which a machine's threads add up."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measures:
     """One edit in numbers. An edit that `failed` has 0, None and empty bytes for them.
@@ -94,18 +98,18 @@ def measure(
     measured = {}
     for (index, edit), (source, _), (kept, match) in zip(present, pairs, structures, strict=True):
         assert source.shape == edit.shape
-        measured[index] = Measures(
-            id=ids[index],
-            structure=kept,
-            match=match,
-            misalignment=misalignment(source, edit),
-            text_direction=clip.direction(source, edit, prompt.before, prompt.after) if clip and prompt else None,
-            identity=clip.similarity(source, edit) if clip else None,
-            descriptor=_descriptor(edit),
-            source_descriptor=_descriptor(source),
+        numbers: dict[str, Any] = {
+            "structure": kept,
+            "match": match,
+            "misalignment": misalignment(source, edit),
+            "text_direction": clip.direction(source, edit, prompt.before, prompt.after) if clip and prompt else None,
+            "identity": clip.similarity(source, edit) if clip else None,
             **_changes(source, edit),
             **_colours(thumbnail(edit, CELLS)),
-        )
+        }
+        descriptors: dict[str, Any] = {"descriptor": _descriptor(edit), "source_descriptor": _descriptor(source)}
+        rounded: dict[str, Any] = {name: x if x is None else round(x, DECIMALS) for name, x in numbers.items()}
+        measured[index] = Measures(id=ids[index], **descriptors, **rounded)
     for index, missing in enumerate(edits):
         if isinstance(missing, Failed):
             measured[index] = Measures(id=ids[index], failed=missing.reason)
@@ -173,7 +177,7 @@ def _changes(source: Image, edit: Image) -> dict[str, Any]:
 
 def _colours(pixels: Array) -> dict[str, Any]:
     """Of `[h, w, 3]` in 0..1."""
-    lightness = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+    lightness = pixels @ np.array([0.299, 0.587, 0.114])
     red_green = pixels[..., 0] - pixels[..., 1]
     yellow_blue = (pixels[..., 0] + pixels[..., 1]) / 2 - pixels[..., 2]
     found: dict[str, Any] = {"monochrome": _one_hue(pixels)}

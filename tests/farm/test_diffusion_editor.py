@@ -119,6 +119,13 @@ def test_the_working_size(short: int, aspect: float, eighths: int, upright: bool
     assert (working[0] >= working[1]) == upright or working[0] == working[1]
 
 
+def test_an_image_read_from_a_table_cannot_be_written_to() -> None:
+    image = noise(64, 64)
+    image.flags.writeable = False
+    (result,) = editor(lambda images, seeds: images, side=64).edit([image], PROMPT, [0])
+    np.testing.assert_array_equal(pixels(result), image)
+
+
 def test_an_image_of_the_working_size_is_not_touched() -> None:
     images = [noise(64, 64), noise(64, 128), noise(72, 64)]
     for image, result in zip(images, editor(lambda x, _: x, side=64).edit(images, PROMPT, [0, 1, 2]), strict=True):

@@ -77,9 +77,9 @@ def test_the_opposite_direction_is_the_opposite(clip: ClipJudge) -> None:
     source, edit = picture(0), picture(1)
     forth = clip.direction(source, edit, BEFORE, AFTER)
     assert abs(forth) > 0.01
-    assert clip.direction(edit, source, BEFORE, AFTER) == pytest.approx(-forth)
-    assert clip.direction(source, edit, AFTER, BEFORE) == pytest.approx(-forth)
-    assert clip.direction(edit, source, AFTER, BEFORE) == pytest.approx(forth)
+    assert clip.direction(edit, source, BEFORE, AFTER) == pytest.approx(-forth, abs=1e-5)
+    assert clip.direction(source, edit, AFTER, BEFORE) == pytest.approx(-forth, abs=1e-5)
+    assert clip.direction(edit, source, AFTER, BEFORE) == pytest.approx(forth, abs=1e-5)
 
 
 def test_nothing_changed(clip: ClipJudge) -> None:
@@ -96,11 +96,11 @@ def test_it_is_measured_beside_the_rest(clip: ClipJudge) -> None:
     sources, edits = [picture(n) for n in range(3)], [picture(10 + n) for n in range(3)]
     prompt = Prompt(instruction="turn him into a zombie", before=BEFORE, after=AFTER)
     for found, source, edit in zip(measure([*"abc"], sources, edits, [], clip, prompt), sources, edits, strict=True):
-        assert found.text_direction == clip.direction(source, edit, BEFORE, AFTER)
-        assert found.identity == clip.similarity(source, edit)
+        assert found.text_direction == pytest.approx(clip.direction(source, edit, BEFORE, AFTER), abs=1e-5)
+        assert found.identity == pytest.approx(clip.similarity(source, edit), abs=1e-5)
     (without,) = measure(["a"], sources[:1], edits[:1], [], clip)
     assert without.text_direction is None
-    assert without.identity == clip.similarity(sources[0], edits[0])
+    assert without.identity == pytest.approx(clip.similarity(sources[0], edits[0]), abs=1e-5)
 
 
 def test_missing_weights_are_one_sentence(tmp_path: Path, folder: Path) -> None:
