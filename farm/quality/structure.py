@@ -133,8 +133,8 @@ def _correlate(field: Array, window: Array) -> Array:
 
 def _outline_row(image: Image) -> Array:
     rows = [outlines(thumbnail(image, side)).ravel() for side in SCALES]
-    joined: Array = np.concatenate([row / (np.linalg.norm(row) + 1e-6) for row in rows])
-    return joined / len(SCALES) ** 0.5
+    joined: Array = np.concatenate([row / (np.linalg.norm(row) + 1e-6) for row in rows]) / len(SCALES) ** 0.5
+    return joined
 
 
 def _local_contrast(image: Image) -> Array:
