@@ -31,7 +31,7 @@ from e2gan.config import GeneratorConfig
 from e2gan.cost import multiply_adds
 from e2gan.model import Generator
 from farm.catalogue import find_concept
-from farm.config import load_config
+from farm.config_file import load_config
 from farm.errors import UserError
 
 Result = dict[str, Any]

@@ -5,8 +5,8 @@
 Both use the same InstructPix2Pix model and the same settings on as many CPU threads; without --model it is a small one
 with random weights. The bare loop is what one would write: one image a call, nothing measured, nothing kept. The farm
 does all it does in a run: Ray, batches, every edit measured, Parquet parts, manifests. Its rate is that of further
-concepts, once the worker has loaded its model. What it does besides runs beside the teacher, on a core of its own: with a GPU
-there is one; on a CPU leave one free with --threads.
+concepts, once the worker has loaded its model. What it does besides runs beside the teacher, on a core of its own: a
+machine with a GPU has one; on a CPU leave one free with --threads.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from recipes import Base, Recipe
 from study import Study, say
 
 from e2gan.config import pix2pix_nine_blocks
-from farm.config import FarmConfig, load_config
+from farm.config import FarmConfig
+from farm.config_file import load_config
 from farm.errors import UserError
 
 ADVERSARIAL = 0.01

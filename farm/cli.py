@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from farm import cli_concepts, cli_teachers
-from farm.config import FarmConfig, load_config
+from farm.config import FarmConfig
+from farm.config_file import load_config
 from farm.errors import UserError
 from farm.files import write_whole
 from farm.options import Config, Json, Override, naming, resumable

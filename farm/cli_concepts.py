@@ -25,7 +25,8 @@ from farm.catalogue import (
     repeats,
     slug,
 )
-from farm.config import FarmConfig, load_config
+from farm.config import FarmConfig
+from farm.config_file import load_config
 from farm.errors import UserError
 from farm.files import write_whole
 from farm.options import Json, Override, naming

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from farm.config import FarmConfig, load_config
+from farm.config import FarmConfig
+from farm.config_file import load_config
 from farm.files import make_folder, write_whole
 from farm.options import Config, Json, Override, naming, resumable
 

@@ -79,7 +79,7 @@ def lab(config: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from study import Study
     from tables import Lab
 
-    from farm.config import load_config
+    from farm.config_file import load_config
 
     study = Study(load_config(config), config.parent / "unused")
     study.make_edits([])

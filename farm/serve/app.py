@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from e2gan.infer import edit_photo
 from e2gan.pairs import Image
-from farm.config import load_config
+from farm.config_file import load_config
 from farm.errors import UserError
 from farm.serve.bank import AdapterBank, UnknownConceptError
 from farm.serve.listing import Described, Listing

@@ -20,7 +20,7 @@ from terminal import Terminal
 
 from e2gan.infer import edit_photo
 from farm import cli
-from farm.config import load_config
+from farm.config_file import load_config
 from farm.errors import UserError
 from farm.serve.bank import AdapterBank
 from farm.store import LocalStore

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from e2gan.config import AdapterConfig, GeneratorConfig, TrainConfig
-from farm.config import FarmConfig, Resources, load_config
+from farm.config import FarmConfig, Resources
+from farm.config_file import load_config
 from farm.errors import UserError
 from farm.sources import SourcesConfig
 

@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from e2gan.pairs import Image
-from farm.editors import OnnxSettings, editor_fingerprint, open_editor
+from farm.editors import OnnxSettings, Prompt, editor_fingerprint, open_editor
 from farm.editors.onnx import OnnxEditor
 from farm.errors import UserError
 
 onnx = pytest.importorskip("onnx")
 
 ANY = ["batch", 3, "height", "width"]
+
+PROMPT = Prompt(instruction="not read", before="a photo", after="a picture")
 
 
 def write_model(
@@ -75,7 +77,7 @@ def negative(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_the_model_is_applied_to_every_image(negative: Path, sizes: list[tuple[int, int]], batch_size: int) -> None:
     images = [noise(*size, seed=i) for i, size in enumerate(sizes)]
-    edited = open_model(negative, batch_size=batch_size).edit(images, "", [0] * len(images))
+    edited = open_model(negative, batch_size=batch_size).edit(images, PROMPT, [0] * len(images))
     for image, result in zip(images, edited, strict=True):
         assert result.dtype == np.uint8
         assert np.array_equal(result, 255 - image[..., ::-1])
@@ -88,7 +90,7 @@ def test_padding_reflects(tmp_path: Path) -> None:
     shift[..., 2] = 1
     write_model(path, [node("Conv", "image", "w", group=3, pads=[0, 1, 0, 1])], w=shift)
     image = noise(5, 6)
-    (result,) = open_model(path).edit([image], "", [0])
+    (result,) = open_model(path).edit([image], PROMPT, [0])
     assert np.array_equal(result[:, :-1], image[:, 1:])
     assert np.array_equal(result[:, -1], image[:, -2])
 
@@ -97,16 +99,16 @@ def test_models_of_one_batch_size_or_image_size(tmp_path: Path) -> None:
     path = tmp_path / "fixed.onnx"
     write_model(path, [node("Identity", "image")], shape=[2, 3, 8, 8])
     images = [noise(8, 8, seed) for seed in range(3)]
-    edited = open_model(path).edit(images, "", [0, 0, 0])
+    edited = open_model(path).edit(images, PROMPT, [0, 0, 0])
     assert all(np.array_equal(a, b) for a, b in zip(images, edited, strict=True))
     with pytest.raises(UserError, match=r"takes images of 8 x 8 pixels only, not 12 x 8 \(see sources\.size\)"):
-        open_model(path).edit([noise(12, 8)], "", [0])
+        open_model(path).edit([noise(12, 8)], PROMPT, [0])
 
 
 def test_values_are_clipped_and_rounded(tmp_path: Path) -> None:
     path = tmp_path / "bright.onnx"
     write_model(path, [node("Add", "image", "b")], b=np.float32(0.501))
-    (result,) = open_model(path).edit([noise(8, 8)], "", [0])
+    (result,) = open_model(path).edit([noise(8, 8)], PROMPT, [0])
     expected = np.rint((noise(8, 8) / 255 + 0.501).clip(0, 1) * 255)
     assert np.array_equal(result, expected)
 
@@ -150,7 +152,7 @@ def test_wrong_output_is_refused(tmp_path: Path, bad: Any, says: str) -> None:
     image = noise(8, 8)
     image[0, 0] = 0
     with pytest.raises(UserError, match=says) as caught:
-        editor.edit([image], "", [0])
+        editor.edit([image], PROMPT, [0])
     told(caught.value, path)
 
 
@@ -197,8 +199,8 @@ def test_a_real_teacher_does_not_see_the_batch() -> None:
 
     names = sorted((data / "photos").rglob("*.jpg"))[:3]
     images = [np.asarray(PIL.Image.open(name).convert("RGB"))[:97, :126] for name in names]
-    together = open_model(path).edit(images, "", [0, 1, 2])
-    alone = [open_model(path, batch_size=1).edit([image], "", [5])[0] for image in images]
+    together = open_model(path).edit(images, PROMPT, [0, 1, 2])
+    alone = [open_model(path, batch_size=1).edit([image], PROMPT, [5])[0] for image in images]
     for image, first, second in zip(images, together, alone, strict=True):
         assert np.array_equal(first, second)
         assert first.shape == image.shape

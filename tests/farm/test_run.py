@@ -21,8 +21,9 @@ from farm.errors import UserError
 from farm.progress import Screen
 from farm.queue import Queue
 from farm.registry import Registry
-from farm.run import STAGES, Outcome, make_todo, run
+from farm.run import STAGES, Outcome, run
 from farm.store import LocalStore, Store
+from farm.todo import make_todo
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from farm.artifacts import find
-from farm.config import load_config
+from farm.config_file import load_config
 from farm.plan import make_plan
 from farm.queue import Queue
 from farm.registry import Registry

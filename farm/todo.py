@@ -1,0 +1,71 @@
+"""What of a farm's plan is not in its store yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from farm.artifacts import find
+from farm.plan import Plan
+from farm.registry import Registry
+from farm.standing import quarantined
+from farm.store import Store
+
+
+@dataclass(frozen=True)
+class Todo:
+    """What is missing from the store. An entry's inputs may be missing too: stages run in order."""
+
+    sources: bool
+    selection: bool
+    comparisons: tuple[str, ...]
+    edits: tuple[str, ...]
+    base: bool
+    ranks: bool
+    adapters: tuple[str, ...]
+    publish: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, step.name) for step in fields(self))
+
+    def lines(self, stages: Sequence[str]) -> list[str]:
+        """What these stages would do, a line a step."""
+        steps = [
+            ("concepts", self.sources, "ingest the photographs"),
+            ("concepts", self.selection, "choose the training images"),
+            ("concepts", self.comparisons, f"compare the teachers of {_names(self.comparisons)}"),
+            ("concepts", self.edits, f"edit {_names(self.edits)}"),
+            ("base", self.base, "pretrain the base"),
+            ("ranks", self.ranks, "search the ranks"),
+            ("adapters", self.adapters, f"train the adapters of {_names(self.adapters)}"),
+            ("adapters", self.publish, f"publish {_names(self.publish)}"),
+        ]
+        return [f"would {step}" for stage, wanted, step in steps if wanted and stage in stages]
+
+
+def _names(concept_ids: Sequence[str]) -> str:
+    return f"{len(concept_ids)} concept{'s' * (len(concept_ids) > 1)}: {', '.join(concept_ids)}"
+
+
+def make_todo(store: Store, plan: Plan) -> Todo:
+    """Look at the store: what of the plan is not there. A quarantined concept needs no more than it has."""
+    ids = [concept.id for concept in plan.config.catalogue]
+    comparisons = tuple(c for c in ids if plan.compared(c) and find(store, plan.comparison(c).path) is None)
+    ids = [concept_id for concept_id in ids if quarantined(store, plan, concept_id) is None]
+    published = {name: entry.digest for name, entry in Registry(store).list().items()}
+    adapters = {concept_id: find(store, plan.adapter(concept_id).path) for concept_id in ids}
+    return Todo(
+        sources=find(store, plan.sources.path) is None,
+        selection=find(store, plan.selection.path) is None,
+        comparisons=comparisons,
+        edits=tuple(c for c in ids if find(store, plan.quality(c).path) is None),
+        base=find(store, plan.base.path) is None,
+        ranks=find(store, plan.ranks.path) is None,
+        adapters=tuple(c for c in ids if adapters[c] is None),
+        publish=tuple(
+            c
+            for c, manifest in adapters.items()
+            if manifest is None
+            or (published.get(c) != manifest.digest and plan.config.adapters.accept(manifest.summary["metrics"]))
+        ),
+    )
