@@ -48,10 +48,15 @@ def text_embedding(config: FarmConfig, prompt: str) -> Tensor:
     """A prompt's embedding, float32 `[77, 768]`.
 
     Raises:
-        UserError: CLIP's weights are missing, or the prompt has no words.
+        UserError: CLIP's weights are missing, or the prompt has no words or more than are read.
     """
     encoder = _text_encoder(config.text)
     try:
+        if lost := encoder.cut(prompt):
+            raise UserError(
+                f"catalogue: the text encoder reads the first 75 tokens of the prompt {prompt[:40]!r}…, so {lost!r} "
+                "would be cut off; shorten the prompt."
+            )
         return encoder(prompt)
     except ValueError as error:
         raise UserError(f"catalogue: the prompt {prompt!r} cannot be encoded: {error}.") from error

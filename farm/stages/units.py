@@ -105,6 +105,7 @@ class Worker:
         prompt = self._plan.config.concept(unit.concept).request
         seeds = [edit_seed(self._plan.config.seed, unit.concept, i, unit.attempt) for i in unit.ids]
         with self._teaching:
+            panel, clip = self._panel, self._clip  # CLIP's weights may be missing: better known before the edits
             photos = [self._photos[image_id] for image_id in unit.ids]
             try:
                 editor = self._editor(unit)
@@ -113,7 +114,7 @@ class Worker:
             except UserError as error:
                 raise self._plan.config.of_teacher(error, unit.concept, unit.teacher) from error
             seconds = time.monotonic() - started
-        measures = measure(unit.ids, photos, edits, self._panel, self._clip, prompt)
+        measures = measure(unit.ids, photos, edits, panel, clip, prompt)
         images, table = unit.files
         made = {i: edit for i, edit in zip(unit.ids, edits, strict=True) if not isinstance(edit, Failed)}
         self._store.put(unit.cost, f"{seconds:.3f}\n".encode())

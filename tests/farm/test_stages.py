@@ -483,3 +483,5 @@ def test_a_prompt_without_words_is_told(plan: Plan) -> None:
 
     with pytest.raises(UserError, match=r"prompt"):
         text_embedding(plan.config, "!?")
+    with pytest.raises(UserError, match=r"so 'and the moon' would be cut off; shorten the prompt"):
+        text_embedding(plan.config, "word " * 75 + "and the moon")
