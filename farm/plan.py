@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,11 @@ class Plan:
     teachers: Mapping[str, Mapping[str, Mapping[str, Any]]]
     models: Mapping[str, Any]
 
-    @property
+    @cached_property
     def sources(self) -> Spec:
         return self._spec("sources", f"sources/{self.config.sources.kind}", {"sources": self.photos}, {})
 
-    @property
+    @cached_property
     def selection(self) -> Spec:
         selection = self.config.selection.model_dump(mode="json")
         if model := self.models.get("selection.path"):
@@ -88,13 +89,13 @@ class Plan:
         config = {"quality": self._quality}
         return self._spec("quality", f"quality/{concept_id}", config, {"edits": self.edits(concept_id).digest})
 
-    @property
+    @cached_property
     def representatives(self) -> Spec:
         """The base's concepts where they are chosen by their edits."""
         config = {"count": self.config.base.representatives, "clip": self.models.get("quality.clip")}
         return self._spec("representatives", "representatives", config, self._checked(*self.config.eligible))
 
-    @property
+    @cached_property
     def base(self) -> Spec:
         base = self.config.base
         if base.representatives is None:
@@ -109,7 +110,7 @@ class Plan:
         }
         return self._spec("base", "bases", config, inputs)
 
-    @property
+    @cached_property
     def ranks(self) -> Spec:
         ranks = self.config.ranks
         config = {

@@ -34,10 +34,12 @@ PREVIEW_CONCEPTS = 8
 
 @dataclass
 class History:
-    """What a checkpoint does not hold: the losses so far, a row a report, and the seconds they took."""
+    """What a checkpoint does not hold: the losses so far, a row a report, the seconds they took, and the steps after
+    which a training that had died went on."""
 
     losses: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
+    resumed: list[float] = field(default_factory=list)
 
 
 def train_base_worker(settings: Mapping[str, Any]) -> None:
@@ -72,6 +74,7 @@ def train_base_worker(settings: Mapping[str, Any]) -> None:
         with latest.as_directory() as folder:
             resumed = (Path(folder) / "checkpoint.safetensors").read_bytes()
             history = History(**json.loads((Path(folder) / "history.json").read_text()))
+        history.resumed.append(history.losses[-1]["step"])
     pretrain(
         store,
         plan,
@@ -152,7 +155,7 @@ def pretrain(
         "metrics.json": json.dumps(metrics, indent=1).encode(),
         "preview.webp": picture_sheet(rows),
     }
-    summary = {"losses": history.losses, "metrics": metrics}
+    summary = {"losses": history.losses, "metrics": metrics, "resumed": history.resumed}
     return commit(store, plan.base, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
 
 

@@ -187,6 +187,13 @@ def test_a_base_of_representatives_depends_on_all_it_may_choose_from() -> None:
     assert chosen(base__representatives=1).base.digest != plan.base.digest
 
 
+def test_what_concepts_share_is_worked_out_once() -> None:
+    """A farm of 280 concepts would otherwise hash its base 280 times, and with it all the base depends on."""
+    plan = plan_of(Path("unused"))
+    for name in ("sources", "selection", "base", "ranks"):
+        assert getattr(plan, name) is getattr(plan, name)
+
+
 def test_plans_travel_to_workers() -> None:
     plan = plan_of(Path("unused"))
     there = pickle.loads(pickle.dumps(plan))

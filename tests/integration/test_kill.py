@@ -127,7 +127,10 @@ def test_killed_in_every_stage(tmp_path: Path) -> None:
     plan = make_plan(load_config(config))
     base = find(LocalStore(store), plan.base.path)
     assert base is not None
-    assert base.summary["losses"][0]["step"] > 20, "the base began anew instead of at its checkpoint"
+    assert base.summary["resumed"], "the base began anew instead of at its checkpoint"
+    whole = find(LocalStore(stores[0]), base.path)
+    assert whole is not None and whole.summary["resumed"] == []
+    assert [loss["step"] for loss in base.summary["losses"]] == [loss["step"] for loss in whole.summary["losses"]]
     published = Registry(LocalStore(store)).list()
     assert {name: entry.version for name, entry in published.items()} == dict.fromkeys(published, 1)
     assert len(published) == len(CONFIG["catalogue"])
