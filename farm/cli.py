@@ -1,4 +1,4 @@
-"""The command line: `farm run`, `farm status`, `farm concepts …`, `farm teachers …`, `farm edit`, `farm serve`."""
+"""The command line: `farm run`, `status`, `concepts`, `teachers`, `queue`, `edit` and `serve`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm import cli_concepts, cli_teachers
+from farm import cli_concepts, cli_queue, cli_teachers
 from farm.config import FarmConfig
 from farm.config_file import load_config
 from farm.errors import UserError
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(cli_teachers.app, name="teachers")
+app.add_typer(cli_queue.app, name="queue")
 
 
 @app.command()

@@ -7,22 +7,27 @@ rerun of a killed driver does not wait. A broken lease is taken over by compare-
 holder, if it still lives, gets LeaseLostError. Items that failed too often move to `failed/<key>.json`.
 
 Every change is ordered so that a death between two writes leaves the item in `pending/`: work may be done
-twice, never lost.
+twice, never lost. While there is an object `queue/<name>/paused.json`, nothing is leased; what is held already can
+be renewed and settled.
 """
 
+import json
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Container
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Container
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from farm.artifacts import dump, parse
 from farm.store import NotFoundError, Store
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class LeaseLostError(Exception):
@@ -66,11 +71,19 @@ class _Hold(BaseModel):
 
 @dataclass
 class Queue:
-    """The queue `name` in a store, for any number of workers on hosts whose clocks agree."""
+    """The queue `name` in a store, for any number of workers on hosts whose clocks agree.
+
+    remember: for how many seconds `lease` relies on what it has read of the items' order and of others' leases, so
+        that leasing n items takes O(n) store calls. An item dropped and enqueued anew in between keeps its old place,
+        and a lease given back and taken by another its old expiry, for as long; who gets an item is settled in the
+        store all the same. With 0 each `lease` reads all that wait.
+    """
 
     store: Store
     name: str
     now: Callable[[], float] = time.time
+    remember: float = 0
+    _memory: dict[str, tuple[float, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def enqueue(self, key: str, payload: dict[str, Any], priority: int = 0) -> bool:
         """Add an item; False when the key is pending already, or has failed and waits for `retry`."""
@@ -80,21 +93,27 @@ class Queue:
         return self.store.put_if_absent(self._path("pending", key), dump(item))
 
     def lease(self, owner: str, seconds: float, *, among: Container[str] | None = None) -> Lease | None:
-        """Take the first item nobody holds: highest priority, then oldest, then key. None when there is none.
+        """Take the first item nobody holds: highest priority, then oldest, then key. None when there is none
+        or the queue is paused.
 
         `owner` is `owner_name()` of the process whose death should free the item. `among`: the keys this worker can
         work on; another's items stay where they are.
         """
-        for key in [item.key for item in self.pending()]:
-            if among is not None and key not in among:
-                continue
-            hold = _Hold(owner=owner, token=uuid.uuid4().hex, seconds=seconds, expires_at=self.now() + seconds)
-            if not self._take(key, hold):
+        listed = set(self.store.list(f"queue/{self.name}/"))
+        if self._pause in listed:
+            return None
+        self._memory = {path: known for path, known in self._memory.items() if path in listed}
+        for key in self._free(listed, among):
+            hold = self._new_hold(owner, seconds)
+            if not self._take(key, hold, held=self._path("leases", key) in listed):
                 continue
             try:
-                return _lease(self._item("pending", key), hold)
+                item = self._item("pending", key)
             except NotFoundError:  # finished by another worker after we listed it
                 self.store.delete(self._path("leases", key))
+                continue
+            self._memory[self._path("leases", key)] = (self.now(), hold)
+            return _lease(item, hold)
         return None
 
     def renew(self, lease: Lease) -> None:
@@ -141,6 +160,10 @@ class Queue:
         """The items neither done nor failed, leased ones included, in the order they would be leased."""
         return sorted(self._items("pending"), key=_order)
 
+    def waiting(self) -> set[str]:
+        """The keys of the pending items, in one store call."""
+        return set(self._keys("pending"))
+
     def leased(self) -> list[Lease]:
         """The leases that hold now; broken ones are left out."""
         leases = []
@@ -155,7 +178,7 @@ class Queue:
 
     def failed(self) -> list[Item]:
         """The items that failed for good, each with its last error."""
-        waiting = set(self._keys("pending"))  # after a death inside `retry` or `fail` an item is in both
+        waiting = self.waiting()  # after a death inside `retry` or `fail` an item is in both
         return [item for item in self._items("failed") if item.key not in waiting]
 
     def retry(self, key: str) -> None:
@@ -168,12 +191,65 @@ class Queue:
         """Forget the item whatever its state; whoever holds it gets LeaseLostError."""
         self._remove("pending", "failed", "leases", key=key)
 
-    def _take(self, key: str, hold: _Hold) -> bool:
+    def withdraw(self, key: str, owner: str) -> bool:
+        """Drop the item unless somebody works on it; False when its lease holds."""
+        if not self._take(key, self._new_hold(owner, 60), held=True):  # so that nobody begins it meanwhile
+            return False
+        self.drop(key)
+        return True
+
+    def pause(self) -> bool:
+        """Lease nothing from now on; False when the queue is paused already."""
+        return self.store.put_if_absent(self._pause, json.dumps({"since": self.now()}).encode())
+
+    def resume(self) -> bool:
+        """End a pause; False when there is none."""
+        there = self.paused()
+        self.store.delete(self._pause)
+        return there
+
+    def paused(self) -> bool:
+        return self.store.exists(self._pause)
+
+    def _free(self, listed: Collection[str], among: Container[str] | None) -> list[str]:
+        """The keys of the items that nobody seems to hold, in the order of leasing; `listed`: all the queue's paths."""
+        folder, free = self._folder("pending"), []
+        for path in listed:
+            key = path.removeprefix(folder).removesuffix(".json")
+            if not path.startswith(folder) or (among is not None and key not in among):
+                continue
+            with suppress(NotFoundError):  # given back since it was listed
+                if self._path("leases", key) in listed and not self._broken(self._known(_Hold, "leases", key)):
+                    continue
+            with suppress(NotFoundError):  # finished since it was listed
+                free.append(self._known(Item, "pending", key))
+        return [item.key for item in sorted(free, key=_order)]
+
+    def _known(self, model: type[Model], state: str, key: str) -> Model:
+        path = self._path(state, key)
+        if path in self._memory:
+            read_at, known = self._memory[path]
+            if self.now() - read_at < self.remember:
+                assert isinstance(known, model)
+                return known
+        found = parse(model, self.store.get(path), store=self.store, key=path, fix="delete it")
+        self._memory[path] = (self.now(), found)
+        return found
+
+    def _new_hold(self, owner: str, seconds: float) -> _Hold:
+        return _Hold(owner=owner, token=uuid.uuid4().hex, seconds=seconds, expires_at=self.now() + seconds)
+
+    def _take(self, key: str, hold: _Hold, *, held: bool) -> bool:
+        """Write the lease unless another holds. held: whether there seems to be one, which is then looked at first."""
+        path = self._path("leases", key)
+        if not held:
+            return self.store.put_if_absent(path, dump(hold))
         try:
             present, etag = self._hold(key)
-        except NotFoundError:
-            return self.store.put_if_absent(self._path("leases", key), dump(hold))
-        return self._broken(present) and self.store.replace_if_match(self._path("leases", key), dump(hold), etag)
+        except NotFoundError:  # given back since it was listed
+            return self.store.put_if_absent(path, dump(hold))
+        self._memory[path] = (self.now(), present)
+        return self._broken(present) and self.store.replace_if_match(path, dump(hold), etag)
 
     def _broken(self, hold: _Hold) -> bool:
         return hold.expires_at <= self.now() or _gone(hold.owner)
@@ -197,11 +273,18 @@ class Queue:
         return parse(_Hold, data, store=self.store, key=path, fix="delete it"), etag
 
     def _keys(self, state: str) -> list[str]:
-        folder = f"queue/{self.name}/{state}/"
+        folder = self._folder(state)
         return [path.removeprefix(folder).removesuffix(".json") for path in self.store.list(folder)]
 
+    def _folder(self, state: str) -> str:
+        return f"queue/{self.name}/{state}/"
+
     def _path(self, state: str, key: str) -> str:
-        return f"queue/{self.name}/{state}/{key}.json"
+        return f"{self._folder(state)}{key}.json"
+
+    @property
+    def _pause(self) -> str:
+        return f"queue/{self.name}/paused.json"
 
     def _remove(self, *states: str, key: str) -> None:
         for state in states:

@@ -1,6 +1,8 @@
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import settings
@@ -256,3 +258,98 @@ def test_a_worker_takes_only_what_it_can_work_on(queue):
     assert queue.lease("worker", 60, among={"second"}).item.key == "second"
     assert queue.lease("worker", 60, among={"second"}) is None
     assert queue.lease("worker", 60).item.key == "first"
+
+
+class CountingStore(LocalStore):
+    """Counts the calls."""
+
+    calls: ClassVar[Counter[str]] = Counter()
+
+    def __getattribute__(self, name):
+        if name in ("get", "get_with_etag", "exists", "put", "put_if_absent", "replace_if_match", "list", "delete"):
+            self.calls[name] += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("drivers", [1, 3])
+def test_leasing_everything_takes_a_few_store_calls_an_item(tmp_path, clock, drivers):
+    """By several drivers in turn; those who find an item taken look at its lease once."""
+    items = 260
+    filler = Queue(LocalStore(tmp_path), "q", now=clock)
+    for number in range(items):
+        filler.enqueue(f"item-{number:03}", {}, priority=number % 7)
+    order = keys(filler.pending())
+    queues = [Queue(CountingStore(tmp_path), "q", now=clock, remember=60) for _ in range(drivers)]
+    CountingStore.calls.clear()
+    leased = [queues[number % drivers].lease(f"driver-{number % drivers}", 300).item.key for number in range(items)]
+    assert all(queue.lease("late", 300) is None for queue in queues)
+    assert leased == order
+    calls = CountingStore.calls
+    assert calls["put_if_absent"] == items and calls["list"] == items + drivers
+    # Each item is read once by every driver to find its place, once under its lease; each lease once by the others.
+    assert calls["get"] <= items * (1 + drivers + drivers - 1)
+    assert calls.total() <= items * (3 + 2 * drivers)
+
+
+def test_what_is_remembered_is_looked_at_again_in_time(store, clock):
+    driver, other = Queue(store, "q", now=clock, remember=60), Queue(store, "q", now=clock)
+    for key in ("a", "b", "c"):
+        other.enqueue(key, {})
+    driver.release(driver.lease("w", 300))
+    other.drop("c")
+    other.enqueue("c", {"new": True}, priority=9)
+    other.enqueue("d", {}, priority=5)
+    assert driver.lease("w", 300).item.key == "d", "what is new is seen at once"
+    clock.time += 60
+    lease = driver.lease("w", 300)
+    assert (lease.item.key, lease.item.payload) == ("c", {"new": True})
+
+
+def test_an_item_is_read_under_its_lease_whatever_is_remembered(store, clock):
+    driver, other = Queue(store, "q", now=clock, remember=60), Queue(store, "q", now=clock)
+    other.enqueue("ink", {})
+    driver.release(driver.lease("w", 300))
+    other.fail(other.lease("v", 300), "no luck", max_attempts=3)
+    lease = driver.lease("w", 300)
+    assert (lease.item.attempts, lease.item.error) == (1, "no luck")
+
+
+def test_a_remembered_lease_that_was_renewed_is_not_taken(store, clock):
+    driver, other = Queue(store, "q", now=clock, remember=1000), Queue(store, "q", now=clock)
+    other.enqueue("ink", {})
+    lease = other.lease("v", 300)
+    assert driver.lease("w", 300) is None
+    clock.time += 200
+    other.renew(lease)
+    clock.time += 200
+    assert driver.lease("w", 300) is None
+    other.release(lease)
+    assert driver.lease("w", 300) is not None
+
+
+def test_a_paused_queue_gives_nothing_out(queue, store):
+    queue.enqueue("ink", {})
+    queue.enqueue("oil", {})
+    running = queue.lease("w", 60)
+    assert queue.pause() and not Queue(store, "adapt").pause()
+    assert queue.paused() and not Queue(store, "edit").paused()
+    assert queue.lease("w", 60) is None
+    queue.renew(running)
+    queue.ack(running)
+    assert queue.waiting() == {"oil"} and queue.enqueue("tar", {})
+    assert queue.resume() and not queue.resume()
+    assert queue.lease("w", 60).item.key == "oil"
+
+
+def test_withdraw_takes_only_what_nobody_works_on(queue, store, clock):
+    for key in ("held", "failed", "waits"):
+        queue.enqueue(key, {})
+    queue.fail(queue.lease("w", 60), "no", max_attempts=1)
+    held = queue.lease("w", 60)
+    assert [queue.withdraw(key, "me") for key in ("failed", held.item.key, "waits")] == [True, False, True]
+    assert queue.leased() == [held]
+    clock.time += 60
+    assert queue.withdraw(held.item.key, "me")
+    assert list(store.list()) == []
+    with pytest.raises(LeaseLostError):
+        queue.renew(held)
