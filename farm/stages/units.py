@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from e2gan.pairs import Image, write_table
-from farm.artifacts import open_artifact
+from farm.artifacts import IntegrityError, open_artifact
 from farm.editors import Editor, EditorSettings, Failed, edit_seed, open_editor
 from farm.errors import UserError
 from farm.plan import Plan
@@ -49,8 +49,12 @@ class Unit:
         return store.exists(f"{self.folder}/{self.files[1]}")
 
     def measured(self, store: Store) -> Sequence[Measures]:
-        """The measures of a unit that is done."""
-        return read_measures(store.get(f"{self.folder}/{self.files[1]}"))
+        """The measures of a unit that is done; IntegrityError where they are damaged."""
+        key = f"{self.folder}/{self.files[1]}"
+        try:
+            return read_measures(store.get(key))
+        except ValueError as error:
+            raise IntegrityError(f"{store.url}/{key} is damaged ({error}): delete it and run again.") from error
 
     def seconds(self, store: Store) -> float:
         """The teacher's seconds for a unit that is done."""

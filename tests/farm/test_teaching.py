@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
-from onnx import TensorProto, helper
 from stage_farm import DOCUMENT, built, contents, copied, plan_of
+from tiny_onnx import unchanged
 
 from e2gan.pairs import Image, read_table
-from farm.artifacts import Manifest, find, open_artifact, verify
+from farm.artifacts import IntegrityError, Manifest, find, open_artifact, verify
 from farm.editors import Failed, ProceduralSettings, Prompt, edit_seed, open_editor
 from farm.errors import UserError
 from farm.plan import Plan
@@ -49,16 +48,6 @@ def store(root: Path, tmp_path: Path) -> LocalStore:
 
 def plan_for(store: LocalStore, **changes: Any) -> Plan:
     return plan_of(store.root, **changes)
-
-
-def unchanged(path: Path) -> dict[str, Any]:
-    """The settings of an ONNX teacher that gives every photo back as it is."""
-    value, same = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 3, "h", "w"]) for n in ("image", "same"))
-    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["same"])], "unchanged", [value], [same])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
-    model.ir_version = 10
-    onnx.save(model, path)
-    return {"kind": "onnx", "path": str(path)}
 
 
 def committed(store: Store, path: str) -> Manifest:
@@ -114,6 +103,17 @@ def test_a_lost_unit_is_made_again_alone(store: LocalStore, root: Path, monkeypa
     assert after.keys() == before.keys()
     changed = {key.rpartition("/")[2] for key in before if after[key] != before[key]}
     assert changed <= {"manifest.json", "part-00002.txt"}  # what something cost is never the same
+
+
+def test_damaged_measures_are_named(store: LocalStore) -> None:
+    plan = plan_for(store)
+    (unit,) = advance(store, plan, "sepia")
+    Worker(store, plan).work(unit)
+    store.put(f"{unit.folder}/{unit.files[1]}", b"PAR1 and then nothing")
+    with pytest.raises(IntegrityError, match=r"measures/part-00000\.parquet is damaged .*: delete it and run again"):
+        advance(store, plan, "sepia")
+    store.delete(f"{unit.folder}/{unit.files[1]}")
+    assert advance(store, plan, "sepia") == [unit]
 
 
 class Sabotaged:
