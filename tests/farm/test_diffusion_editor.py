@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from edits import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -58,10 +59,6 @@ def editor(
         return made if isinstance(made, tuple) else (made, [None] * len(seeds))
 
     return DiffusionEditor(DiffusionSettings(model="arithmetic", device="cpu", **options), Arithmetic(complete))
-
-
-def noise(height: int, width: int, seed: int = 0) -> Image:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def smooth(height: int, width: int) -> Image:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from edits import one_sentence, without
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_diffusers import stable_diffusion
@@ -176,19 +176,8 @@ def test_models_of_other_families_are_refused(folder: Path, bare: Any, tmp_path:
 
 @pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2", "text_encoder_2", "transformer", "model_index.json"])
 def test_a_folder_with_a_part_missing_is_refused(folder: Path, tmp_path: Path, part: str) -> None:
-    copy = shutil.copytree(folder, tmp_path / "copy")
-    if (copy / part).is_file():
-        (copy / part).unlink()
-    else:
-        for pattern in ("tokenizer.json", "vocab*", "merges*", "*.safetensors"):
-            for file in (copy / part).glob(pattern):
-                file.unlink()
+    copy = without(folder, tmp_path / "copy", part)
     with pytest.raises(UserError, match=part) as caught:
         open_editor(tiny(copy))
     one_sentence(caught.value)
     assert str(copy) in str(caught.value)
-
-
-def one_sentence(error: UserError) -> None:
-    assert "\n" not in str(error)
-    assert str(error).endswith(".")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_diffusers
 import torch
+from edits import apart, noise, pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -38,20 +38,6 @@ def chosen(folder: Path, **options: Any) -> InstructPix2PixSettings:
 
 def prompt(text: str) -> Prompt:
     return Prompt(instruction=text, before="not read", after="not read")
-
-
-def noise(height: int, width: int, seed: int = 0) -> Image:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def pixels(results: Sequence[Image | Failed]) -> list[Image]:
-    assert all(isinstance(result, np.ndarray) for result in results)
-    return list(results)  # type: ignore[arg-type]
-
-
-def apart(first: Image, second: Image) -> int:
-    """The largest difference in levels."""
-    return int(np.abs(first.astype(int) - second.astype(int)).max())
 
 
 IMAGES = [noise(64, 64, 1), noise(64, 96, 2), noise(64, 64, 3), noise(64, 64, 4)]

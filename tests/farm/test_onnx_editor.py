@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edits import noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from e2gan.pairs import Image
 from farm.editors import OnnxSettings, Prompt, editor_fingerprint, open_editor
 from farm.editors.onnx import OnnxEditor
 from farm.errors import UserError
@@ -55,10 +55,6 @@ def open_model(path: Path, **options: Any) -> OnnxEditor:
     editor = open_editor(OnnxSettings(path=str(path), **options), "any-concept")
     assert isinstance(editor, OnnxEditor)
     return editor
-
-
-def noise(height: int, width: int, seed: int = 0) -> Image:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_diffusers
 import torch
+from edits import apart, noise, pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -43,20 +43,6 @@ def chosen(folder: Path, **options: Any) -> StableDiffusionSettings:
 
 def prompt(text: str) -> Prompt:
     return Prompt(instruction="not read", before="not read", after=text)
-
-
-def noise(height: int, width: int, seed: int = 0) -> Image:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def pixels(results: Sequence[Image | Failed]) -> list[Image]:
-    assert all(isinstance(result, np.ndarray) for result in results)
-    return list(results)  # type: ignore[arg-type]
-
-
-def apart(first: Image, second: Image) -> int:
-    """The largest difference in levels."""
-    return int(np.abs(first.astype(int) - second.astype(int)).max())
 
 
 def levels(image: torch.Tensor) -> Image:

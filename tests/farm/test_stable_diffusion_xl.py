@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ import pytest
 import tiny_diffusers
 import tiny_transformers
 import torch
+from edits import apart, noise, pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 import farm.editors
 from e2gan.pairs import Image
-from farm.editors.base import Failed, Prompt
+from farm.editors.base import Prompt
 from farm.editors.loading import without_deprecations
 from farm.editors.stable_diffusion_xl import StableDiffusionXLFamily, StableDiffusionXLSettings, open_editor
 from farm.errors import UserError
@@ -109,20 +109,6 @@ def chosen(folder: Path, **options: Any) -> StableDiffusionXLSettings:
 
 def prompt(text: str) -> Prompt:
     return Prompt(instruction="not read", before="not read", after=text)
-
-
-def noise(height: int, width: int, seed: int = 0) -> Image:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def pixels(results: Sequence[Image | Failed]) -> list[Image]:
-    assert all(isinstance(result, np.ndarray) for result in results)
-    return list(results)  # type: ignore[arg-type]
-
-
-def apart(first: Image, second: Image) -> int:
-    """The largest difference in levels."""
-    return int(np.abs(first.astype(int) - second.astype(int)).max())
 
 
 def tensor(image: Image) -> torch.Tensor:
