@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 
 from e2gan.pairs import Image, read_table, to_tensor
-from farm.artifacts import Manifest, commit, find, open_artifact
+from farm.artifacts import Manifest, commit, find
 from farm.plan import Plan
 from farm.quality.score import choose, score_teacher
-from farm.stages.ingest import read_images
+from farm.stages.ingest import source_images
 from farm.stages.pictures import picture_sheet
 from farm.stages.select import selected_ids
 from farm.stages.units import Unit
@@ -42,7 +42,7 @@ def commit_comparison(store: Store, plan: Plan, concept_id: str) -> Manifest:
     failed = {name: sorted({m.failed for m in found if m.failed is not None}) for name, found in measured.items()}
     chosen = choose(scores)
     choice = {"teacher": chosen, "scores": {name: asdict(score) for name, score in scores.items()}, "failed": failed}
-    photos = read_images(open_artifact(store, plan.sources.path))
+    photos = source_images(store, plan.sources.path)
     rows = [to_tensor(photos[i] for i in units[0].ids)]
     for unit in units:
         rows.append(_row(unit, read_table(store.get(f"{unit.folder}/{unit.files[0]}")), photos))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 from e2gan.pairs import Image, read_table, write_table
 from farm.artifacts import Artifact, Manifest, commit, open_artifact
@@ -75,6 +76,12 @@ def split_ids(store: Store, plan: Plan) -> dict[str, list[str]]:
     for photo in json.loads(open_artifact(store, plan.sources.path).read("photos.json"))["photos"]:
         ids[photo["split"]] += photo["images"]
     return ids
+
+
+@lru_cache(maxsize=1)
+def source_images(store: Store, path: str) -> dict[str, Image]:
+    """The source images at `path`, kept from one call to the next: every concept's stages ask for the same ones."""
+    return read_images(open_artifact(store, path))
 
 
 def read_images(artifact: Artifact) -> dict[str, Image]:

@@ -13,7 +13,7 @@ from farm.plan import Plan
 from farm.quality.judge import Verdict, judge, quarantine
 from farm.quality.measure import Measures
 from farm.stages.edit import edit_units
-from farm.stages.ingest import read_images
+from farm.stages.ingest import source_images
 from farm.stages.select import selected_ids
 from farm.stages.units import Unit, cut_units
 from farm.store import Store
@@ -78,7 +78,7 @@ def edited_pairs(store: Store, plan: Plan, concept_id: str, split: str) -> Pairs
     for file, attempts in sorted({(row["file"], row["attempts"]) for row in rows}):
         images = read_table((checked if attempts > 1 else first).read(file))
         edits |= {row["id"]: images[row["id"]] for row in rows if row["file"] == file and row["attempts"] == attempts}
-    photos = read_images(open_artifact(store, plan.sources.path))
+    photos = source_images(store, plan.sources.path)
     return Pairs.from_images(photos, edits, selected_ids(store, plan)[split])
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from e2gan.pairs import Image, write_table
-from farm.artifacts import IntegrityError, open_artifact
+from farm.artifacts import IntegrityError
 from farm.editors import Editor, EditorSettings, Failed, edit_seed, open_editor
 from farm.errors import UserError
 from farm.plan import Plan
 from farm.quality.clip import ClipJudge
 from farm.quality.measure import Measures, measure, read_measures, write_measures
-from farm.stages.ingest import read_images
+from farm.stages.ingest import source_images
 from farm.stages.select import selected_ids
 from farm.store import Store
 
@@ -140,9 +140,9 @@ class Worker:
                 raise
         return self._opened[1]
 
-    @cached_property
+    @property
     def _photos(self) -> dict[str, Image]:
-        return read_images(open_artifact(self._store, self._plan.sources.path))
+        return source_images(self._store, self._plan.sources.path)
 
     @cached_property
     def _panel(self) -> list[Image]:

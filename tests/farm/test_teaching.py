@@ -184,7 +184,10 @@ def test_bad_edits_are_made_again_with_new_seeds(store: LocalStore, monkeypatch:
 def test_retries_resume_where_they_stopped(store: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Killed after every unit, the same is made as without, and nothing twice."""
     ids = edited_ids(store, plan_for(store))
-    bad: Bad = lambda image_id, attempt: image_id in ids[:6] and attempt < 2  # noqa: E731
+
+    def bad(image_id: str, attempt: int) -> bool:
+        return image_id in ids[:6] and attempt < 2
+
     plan, teacher = taught(store, monkeypatch, bad)
     other = LocalStore(tmp_path / "other")
     for key in store.list():
