@@ -115,6 +115,7 @@ def farm_rate(teacher: dict[str, Any], options: argparse.Namespace, folder: Path
     from farm.plan import make_plan
     from farm.stages.ingest import ingest
     from farm.stages.select import select
+    from farm.stop import Stop
     from farm.store import open_store
 
     seconds = []
@@ -143,7 +144,7 @@ def farm_rate(teacher: dict[str, Any], options: argparse.Namespace, folder: Path
         select(store, plan)
         with cluster.connected(config.cluster):
             started = time.monotonic()
-            failures = cluster.edit_concepts(store, plan, ids, Edits())
+            failures = cluster.edit_concepts(store, plan, ids, Edits(), Stop())
             seconds.append(time.monotonic() - started)
         assert not failures, failures
     made = sum(manifest_images(store, plan, concept_id) for concept_id in ids[1:])

@@ -17,6 +17,10 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """Adam's and AdamW's state of one parameter."""
 
 
+class CheckpointError(ValueError):
+    """Bytes that a training cannot go on from: no checkpoint, a damaged one, or another run's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """A network in training: what trains, its optimiser, and the moving averages of its weights, if they are kept."""
@@ -46,21 +50,26 @@ def unpack(checkpoint: bytes, identity: Mapping[str, object], networks: Mapping[
     """Put a checkpoint's state into the networks and return its step; nothing changes where it does not fit.
 
     Raises:
-        ValueError: the bytes are no checkpoint, are damaged, or are another run's.
+        CheckpointError: the bytes are no checkpoint, are damaged, or are another run's.
     """
-    tensors, metadata = load_weights(checkpoint, sealed=True)
+    try:
+        tensors, metadata = load_weights(checkpoint, sealed=True)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
     if "training" not in metadata:
-        raise ValueError("not a training checkpoint, but other weights")
+        raise CheckpointError("not a training checkpoint, but other weights")
     training = json.loads(metadata["training"])
     wanted = json.loads(json.dumps(identity))  # a tuple comes back as a list
     if training["identity"] != wanted:
         odd = [key for key in wanted if training["identity"].get(key) != wanted[key]]
-        raise ValueError(f"this checkpoint belongs to another training run: its {', '.join(odd)} differ; remove it")
+        raise CheckpointError(
+            f"this checkpoint belongs to another training run: its {', '.join(odd)} differ; remove it"
+        )
     shapes, optional = _shapes(networks)
     for key in sorted({**tensors, **shapes}):
         absent = key not in tensors and key not in optional
         if absent or key not in shapes or (key in tensors and tensors[key].shape != shapes[key]):
-            raise ValueError(f"this checkpoint belongs to another network: {key.replace('/', ' ')} differs")
+            raise CheckpointError(f"this checkpoint belongs to another network: {key.replace('/', ' ')} differs")
     for network, state in networks.items():
         for name, parameter in state.parameters.items():
             with torch.no_grad():

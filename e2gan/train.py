@@ -28,6 +28,17 @@ class DivergedError(ValueError):
     """A loss or a weight became NaN or infinite."""
 
 
+class Stopped(Exception):  # noqa: N818 - it was asked to, which is no error
+    """A training was asked to stop and did, after `step` steps, whose checkpoint `on_checkpoint` was given."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(step)
+        self.step = step
+
+    def __str__(self) -> str:
+        return f"stopped after step {self.step}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Progress:
     """What `on_progress` is told: the step just done, of how many, its learning rate, mean losses since last time."""
@@ -54,6 +65,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     on_checkpoint: Callable[[int, bytes], None] | None = None,
     on_samples: Callable[[int, Tensor], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
     progress_every: int = 20,
     samples_every: int = 500,
     data_parallel: Callable[[nn.Module], nn.Module] | None = None,
@@ -67,17 +79,23 @@ def train(
         on_checkpoint: called with step and bytes every `config.checkpoint_every` steps.
         on_samples: called every `samples_every` steps, and at the end, with the step and uint8 images
             `[3, n, 3, h, w]` of the first batch: sources, targets, and the targets as the generator now makes them.
-        data_parallel: wraps a module so that gradients are averaged over workers (DDP); each of `worker` =
-            (rank, world size) then takes its share of every batch.
+        should_stop: asked at every report but the last; when it says so, the checkpoint of that step is made and
+            `Stopped` raised. All workers must be told the same.
+        data_parallel: wraps a module so that gradients are averaged over workers (DistributedDataParallel, in the
+            default process group); each of `worker` = (rank, world size) then takes its share of every batch. The
+            training is that of one worker, up to rounding: gradients and losses are means over the whole batch.
 
     Raises:
-        ValueError: unusable pairs (`e2gan.batches`), a checkpoint of another run or a damaged one; the generator is
-            as it was.
+        ValueError: unusable pairs (`e2gan.batches`); the generator is as it was.
+        CheckpointError: a checkpoint of another run or a damaged one; the generator is as it was.
         DivergedError: a loss or weight is no longer finite; the sentence names the step and the last good checkpoint.
+        Stopped: `should_stop` said so.
     """
     device = torch.device(device)
-    if config.batch_size < worker[1]:
-        raise ValueError(f"batch_size {config.batch_size} leaves some of {worker[1]} workers without a pair: raise it")
+    rank, world = worker
+    if config.batch_size < world:
+        raise ValueError(f"batch_size {config.batch_size} leaves some of {world} workers without a pair: raise it")
+    share = len(range(rank, config.batch_size, world)) / config.batch_size
     batches = Batches(concepts, config, seed=seed, device=device)
     steps = total_steps(config, batches.epoch_length)
 
@@ -146,7 +164,7 @@ def train(
                 logits = judge(source.repeat(2, 1, 1, 1), torch.cat([wanted, edited.detach()]))
             real, fake = logits.float().chunk(2)
             now["discriminator"] = gan.discriminator(real, fake)
-            _update(networks["discriminator"], now["discriminator"], config)
+            _update(networks["discriminator"], world * share * now["discriminator"], config)
             # Generator against the discriminator just updated.
             discriminator.requires_grad_(False)
             with autocast:
@@ -155,15 +173,18 @@ def train(
             now["adversarial"] = gan.generator(fake.float())
             loss = loss + config.adversarial_weight * now["adversarial"]
 
-        _update(networks["generator"], loss, config)
+        # The mean over workers that DDP takes of gradients then is the mean over the batch, whoever has a pair more.
+        _update(networks["generator"], world * share * loss, config)
 
         # Report and checkpoint: the only places where the host waits for the device.
         for name, value in now.items():
             losses.setdefault(name, []).append(value.detach())
         done = step + 1
-        save = on_checkpoint is not None and done % config.checkpoint_every == 0 and done < steps
+        stop = save = False
         if done % progress_every == 0 or done == steps or done % config.checkpoint_every == 0:
-            means = {name: float(torch.stack(values).mean()) for name, values in losses.items()}
+            stop = should_stop is not None and done < steps and should_stop()
+            save = on_checkpoint is not None and done < steps and (stop or done % config.checkpoint_every == 0)
+            means = _means(losses, share if data_parallel else None)
             losses = {}
             _check_finite(means, networks if save or done == steps else {}, done, steps, saved)
             if on_progress:
@@ -175,6 +196,8 @@ def train(
             saved = done
         if on_samples and (done % samples_every == 0 or done == steps):
             on_samples(done, _samples(generator, networks["generator"], batches(0), autocast))
+        if stop:
+            raise Stopped(done)
 
     _swap_averages(networks["generator"])
     generator.eval()
@@ -227,6 +250,15 @@ def _update(network: Network, loss: Tensor, config: TrainConfig) -> None:
         with torch.no_grad():
             average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
             average(list(network.averages.values()), weights, 0)
+
+
+def _means(losses: dict[str, list[Tensor]], share: float | None) -> dict[str, float]:
+    """Mean losses over the steps since last time, and over all workers where each has a share of the batch."""
+    means = torch.stack([torch.stack(values).mean() for values in losses.values()])
+    if share is not None:
+        means *= share
+        torch.distributed.all_reduce(means)
+    return dict(zip(losses, means.tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -161,7 +161,7 @@ def find(store: Store, path: str) -> Manifest | None:
 def commit(
     store: Store,
     spec: Spec,
-    files: Mapping[str, bytes | None],
+    files: Mapping[str, bytes | FileEntry],
     *,
     wall_seconds: float,
     device_seconds: float = 0.0,
@@ -169,23 +169,25 @@ def commit(
 ) -> Manifest:
     """Put the files, then the manifest that makes them an artifact.
 
-    A value of None stands for a file that a worker has already put under that name: it is read back and
-    hashed; NotFoundError when it is not there. When another process committed the same artifact first, its
-    manifest is returned. Two processes that made different bytes of one Spec at the same moment can leave
-    files of both; the later one then raises IntegrityError rather than vouch for them.
+    A FileEntry stands for a file that a worker has put under that name and hashed: it is not read again;
+    NotFoundError when it is not there. When another process committed the same artifact first, its manifest is
+    returned. Two processes that made different bytes of one Spec at the same moment can leave files of both; the
+    later one then raises IntegrityError rather than vouch for them.
     """
     if MANIFEST in files:
         raise ValueError(f"{MANIFEST} is written by commit, it cannot be one of the files")
     if winner := find(store, spec.path):
         return winner
+    by_workers = {f"{spec.path}/{name}" for name, data in files.items() if isinstance(data, FileEntry)}
+    if by_workers and (missing := by_workers.difference(store.list(f"{spec.path}/"))):
+        raise NotFoundError(min(missing), store.url)
     entries = {}
     for name, data in sorted(files.items()):
-        key = f"{spec.path}/{name}"
-        if data is None:
-            data = store.get(key)
+        if isinstance(data, FileEntry):
+            entries[name] = data
         else:
-            store.put(key, data)
-        entries[name] = FileEntry.of(data)
+            store.put(f"{spec.path}/{name}", data)
+            entries[name] = FileEntry.of(data)
     manifest = Manifest(
         stage=spec.stage,
         version=spec.version,
@@ -204,8 +206,9 @@ def commit(
     if store.put_if_absent(f"{spec.path}/{MANIFEST}", dump(manifest)):
         return manifest
     artifact = open_artifact(store, spec.path)
-    for name in artifact.manifest.files:
-        artifact.read(name)
+    if artifact.manifest.files != entries:
+        for name in artifact.manifest.files:
+            artifact.read(name)
     return artifact.manifest
 
 
@@ -257,6 +260,7 @@ def verify(store: Store, path: str) -> list[str]:
     return problems
 
 
+@cache
 def _packages() -> dict[str, str]:
     """The versions of PACKAGES, less those not installed, as the farm itself in a folder Ray shipped."""
     versions = {}

@@ -1,4 +1,4 @@
-"""The command line: `farm run`, `status`, `concepts`, `teachers`, `queue`, `edit` and `serve`."""
+"""The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `edit` and `serve`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm import cli_concepts, cli_queue, cli_teachers
+from farm import cli_concepts, cli_preflight, cli_queue, cli_teachers
 from farm.config import FarmConfig
 from farm.config_file import load_config
 from farm.errors import UserError
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(cli_teachers.app, name="teachers")
 app.add_typer(cli_queue.app, name="queue")
+app.command()(cli_preflight.preflight)
 
 
 @app.command()
@@ -59,12 +60,12 @@ def run_stages(
     if unknown:
         raise UserError(f"--stage {unknown[0]}: the stages are {', '.join(farm_run.STAGES)}.")
     screen = Screen()
-    with naming(config), resumable():
-        outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run)
+    with naming(config), resumable(loaded.cluster.grace_seconds) as stop:
+        outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run, stop=stop)
     if as_json:
         print(json.dumps(vars(outcome), indent=1))
     _print_outcome(loaded, outcome, screen)
-    if outcome.failures:
+    if outcome.failures or outcome.paused:
         raise typer.Exit(1)
 
 
@@ -173,9 +174,13 @@ def serve_arguments(config: FarmConfig) -> dict[str, Any]:
 def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:
     from farm.store import open_store
 
-    for title, reasons in (("failed", outcome.failures), ("not published", outcome.unpublished)):
-        for concept_id, reason in sorted(reasons.items()):
-            screen.say(f"{title}: {concept_id}: {reason}")
+    concepts = len(config.catalogue)
+    screen.table(f"failed: {len(outcome.failures)} of {concepts} concepts", outcome.failures)
+    screen.table(f"not published: {len(outcome.unpublished)} of {concepts} concepts", outcome.unpublished)
+    if outcome.paused:
+        screen.say(
+            f"the queue of adapters is paused, {outcome.paused} wait; `farm queue resume` and the same command go on"
+        )
     if outcome.seconds:
         screen.say(", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items()))
     if outcome.report:

@@ -192,7 +192,7 @@ def _key(name: str, plan: Plan) -> str:
 
 
 def _rows(queue: Queue, plan: Plan) -> list[dict[str, Any]]:
-    """The items in the order of leasing, failed ones last; a lease that has expired counts as none."""
+    """The items in the order of leasing, failed ones last; an expired lease counts as none."""
     current = {plan.adapter_key(concept.id) for concept in plan.config.catalogue}
     leases = {lease.item.key: lease for lease in queue.leased()}
     pending, failed = queue.pending(), queue.failed()
@@ -208,8 +208,8 @@ def _rows(queue: Queue, plan: Plan) -> list[dict[str, Any]]:
                 "state": waits if place < len(pending) else "failed",
                 "priority": item.priority,
                 "attempts": item.attempts,
-                "owner": lease.owner if lease else None,
-                "expires_in": round(lease.expires_at - queue.now(), 1) if lease else None,
+                "owner": lease.hold.owner if lease else None,
+                "expires_in": round(lease.hold.expires_at - queue.now(), 1) if lease else None,
                 "error": (item.error.strip().splitlines() or [""])[-1],
             }
         )

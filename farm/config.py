@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -60,17 +61,25 @@ class BaseConfig(_Section):
 
     representatives: instead of `concepts`, how many to choose by clustering what their edits look like (E2GAN section
     4.2.1), among those that are neither kept back for evaluation nor in `ranks.concepts`.
+    min_workers: the fewest that may begin, or go on when nodes are lost; all of `workers` when left out.
     """
 
     concepts: tuple[Slug, ...] = ()
     representatives: int | None = Field(default=None, ge=1)
     train: TrainConfig = TrainConfig()
     workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _one_way(self) -> BaseConfig:
         if bool(self.concepts) == (self.representatives is not None):
             raise ValueError("give either concepts, the ids the base learns, or representatives, how many to choose")
+        return self
+
+    @model_validator(mode="after")
+    def _enough_workers(self) -> BaseConfig:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most workers ({self.workers})")
         return self
 
 
@@ -112,11 +121,22 @@ class EvaluationConfig(_Section):
     inception: str | None = None
 
 
+_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+
+
 class Resources(_Section):
-    """What one Ray worker of a stage takes. gpus: 0, a share such as 0.5 or 0.25 (1/N), or a whole number."""
+    """What one Ray worker of a stage takes, where it may run, and how many there may be.
+
+    gpus: 0, a share such as 0.5 or 0.25 (1/N), or a whole number. memory_gb: what Ray sets aside for it, in 10^9 bytes.
+    labels: what the labels of its node must be: a value, `!value`, `in(one,other)` or `!in(one,other)`.
+    workers: at most this many at once; as many as the nodes take when left out.
+    """
 
     cpus: int = Field(default=1, ge=1)
     gpus: float = Field(default=0, ge=0)
+    memory_gb: float | None = Field(default=None, gt=0)
+    labels: dict[str, str] = Field(default_factory=dict)
+    workers: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _share(self) -> Resources:
@@ -125,20 +145,46 @@ class Resources(_Section):
             raise ValueError(f"gpus must be a whole number or 1/N, not {self.gpus:g}")
         return self
 
+    @model_validator(mode="after")
+    def _selectors(self) -> Resources:
+        for name, wanted in self.labels.items():
+            if not re.fullmatch(rf"([a-zA-Z0-9.-]+/)?{_LABEL}", name):
+                raise ValueError(f"labels: a label cannot be called {name!r}; use letters, digits and -_.")
+            if not re.fullmatch(
+                rf"!?({_LABEL}|in\({_LABEL}(,{_LABEL})*\))", wanted
+            ):  # a blank would be part of a value to Ray
+                raise ValueError(
+                    f"labels.{name} must be value, !value, in(one,other) or !in(one,other), not {wanted!r}"
+                )
+        return self
+
 
 class ClusterConfig(_Section):
     """Where the work runs.
 
     address: a running Ray cluster (`auto`, `ray://…`); without it the one RAY_ADDRESS names, else one started here.
     cpus: CPUs of a cluster started here; all of this machine's when left out.
+    autoscaling: the file of Ray's cluster launcher, whose node types may come when work waits for them; on a head that
+        `ray up` made, `~/ray_bootstrap_config.yaml`. Without it the farm counts on the nodes that are there.
+    grace_seconds: how long what is under way may take to end, or to leave a checkpoint, after a SIGTERM.
+    store_patience_seconds: how long a run and its workers wait for a store that stopped answering; 0 to fail at once.
     """
 
     address: str | None = None
     cpus: int | None = Field(default=None, ge=1)
+    autoscaling: str | None = None
+    grace_seconds: float = Field(default=20, ge=0)
+    store_patience_seconds: float = Field(default=600, ge=0)
     edit: Resources = Resources()
     base: Resources = Resources()
     ranks: Resources = Resources()
     adapters: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _one_number(self) -> ClusterConfig:
+        if self.base.workers is not None:
+            raise ValueError("base.workers is no key here; how many train the base is the farm's own key base.workers")
+        return self
 
 
 class ServeConfig(_Section):

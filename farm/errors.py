@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints the sentence without a traceback and exits with status 2.
     """
+
+
+class StoreError(UserError):
+    """The store is full, away for too long, or may not be used: nothing can go on, and no concept is to blame."""

@@ -12,6 +12,7 @@ import typer
 
 from farm.config import FarmConfig
 from farm.errors import UserError
+from farm.stop import Stop, StoppedError
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The farm's YAML file.", show_default=False)]
 Override = Annotated[
@@ -22,13 +23,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @contextmanager
-def resumable() -> Iterator[None]:
-    """Ctrl-C ends what goes on from the store with a word and status 130."""
+def resumable(grace_seconds: float = 0) -> Iterator[Stop]:
+    """Ctrl-C ends what goes on from the store with a word and status 130; SIGTERM, after a grace period, with 143."""
+    stop = Stop(grace_seconds)
     try:
-        yield
+        with stop.on_sigterm():
+            yield stop
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+    except StoppedError:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(143) from None
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -35,6 +35,14 @@ class Screen:
     def say(self, line: str) -> None:
         """One line above the bars."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def table(self, title: str, reasons: Mapping[str, str]) -> None:
+        """A title and a row for each concept; nothing when there is none."""
+        if reasons:
+            self.say(title)
+            width = max(map(len, reasons))
+            for concept_id, reason in sorted(reasons.items()):
+                self.say(f"  {concept_id:<{width}}  {reason}")
 
     @contextmanager
     def bar(self, name: str) -> Iterator[Bar]:

@@ -1,10 +1,8 @@
 """A durable queue in the store: work survives the death of whoever was doing it.
 
 An item is one object, `queue/<name>/pending/<key>.json`, from the moment it is enqueued until it is done or
-has failed for good; a worker takes it by writing `leases/<key>.json` beside it, which expires unless it is
-renewed. A lease is broken when it has expired, or at once when its owner ran on this host and is gone: the
-rerun of a killed driver does not wait. A broken lease is taken over by compare-and-swap, and its former
-holder, if it still lives, gets LeaseLostError. Items that failed too often move to `failed/<key>.json`.
+has failed for good; a worker takes it with a lease, `leases/<key>.json` beside it (see `farm.leases`), which is
+taken over when the worker falls silent. Items that failed too often move to `failed/<key>.json`.
 
 Every change is ordered so that a death between two writes leaves the item in `pending/`: work may be done
 twice, never lost. While there is an object `queue/<name>/paused.json`, nothing is leased; what is held already can
@@ -12,26 +10,19 @@ be renewed and settled.
 """
 
 import json
-import os
-import socket
 import time
-import uuid
 from collections.abc import Callable, Collection, Container
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from farm.artifacts import dump, parse
+from farm.leases import Hold, LeaseLostError, Leases, owner_name
 from farm.store import NotFoundError, Store
 
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class LeaseLostError(Exception):
-    """The lease expired and another worker has taken the item, or somebody dropped it: abandon the work."""
+__all__ = ["Item", "Lease", "LeaseLostError", "Queue", "owner_name"]
 
 
 class Item(BaseModel):
@@ -49,41 +40,32 @@ class Item(BaseModel):
 
 @dataclass(frozen=True)
 class Lease:
-    """An item held by `owner` until `expires_at` (Unix seconds) or later, when it has been renewed."""
+    """An item, and the hold of whoever works on it as it was when it was read."""
 
     item: Item
-    owner: str
-    token: str
-    seconds: float
-    expires_at: float
-
-
-class _Hold(BaseModel):
-    """What a lease's object says. The token tells two leases of one owner apart."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    owner: str
-    token: str
-    seconds: float
-    expires_at: float
+    hold: Hold
 
 
 @dataclass
 class Queue:
-    """The queue `name` in a store, for any number of workers on hosts whose clocks agree.
+    """The queue `name` in a store, for any number of workers on any hosts, whatever their clocks say.
 
     remember: for how many seconds `lease` relies on what it has read of the items' order and of others' leases, so
         that leasing n items takes O(n) store calls. An item dropped and enqueued anew in between keeps its old place,
-        and a lease given back and taken by another its old expiry, for as long; who gets an item is settled in the
-        store all the same. With 0 each `lease` reads all that wait.
+        and a silent worker's is given out later by up to as much; who gets an item is settled in the store all the
+        same. With 0 each `lease` reads all that wait.
     """
 
     store: Store
     name: str
     now: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
     remember: float = 0
-    _memory: dict[str, tuple[float, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _known: dict[str, tuple[float, Item]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _leases: Leases = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self._leases = Leases(self.store, self._folder("leases"), self.now, self.monotonic)
 
     def enqueue(self, key: str, payload: dict[str, Any], priority: int = 0) -> bool:
         """Add an item; False when the key is pending already, or has failed and waits for `retry`."""
@@ -97,43 +79,31 @@ class Queue:
         or the queue is paused.
 
         `owner` is `owner_name()` of the process whose death should free the item. `among`: the keys this worker can
-        work on; another's items stay where they are.
+        work on; another's items stay where they are. A silent worker's item is given out once this queue's own calls
+        have watched its lease for as long as it lasts.
         """
         listed = set(self.store.list(f"queue/{self.name}/"))
         if self._pause in listed:
             return None
-        self._memory = {path: known for path, known in self._memory.items() if path in listed}
+        self._known = {key: known for key, known in self._known.items() if self._path("pending", key) in listed}
         for key in self._free(listed, among):
-            hold = self._new_hold(owner, seconds)
-            if not self._take(key, hold, held=self._path("leases", key) in listed):
+            hold = self._leases.take(key, owner, seconds)
+            if hold is None:
                 continue
             try:
-                item = self._item("pending", key)
+                return Lease(self._item("pending", key), hold)
             except NotFoundError:  # finished by another worker after we listed it
-                self.store.delete(self._path("leases", key))
-                continue
-            self._memory[self._path("leases", key)] = (self.now(), hold)
-            return _lease(item, hold)
+                self._leases.drop(key)
         return None
 
     def renew(self, lease: Lease) -> None:
-        """Hold the item for another `lease.seconds` from now. LeaseLostError when it is no longer ours."""
-        key = lease.item.key
-        while True:
-            try:
-                hold, etag = self._hold(key)
-            except NotFoundError:
-                raise LeaseLostError(f"the lease of {key} in the queue {self.name} is gone") from None
-            if hold.token != lease.token:
-                raise LeaseLostError(f"{hold.owner} has taken {key} in the queue {self.name} from {lease.owner}")
-            renewed = hold.model_copy(update={"expires_at": self.now() + hold.seconds})
-            if self.store.replace_if_match(self._path("leases", key), dump(renewed), etag):
-                return
+        """Hold the item for as long again from now. LeaseLostError when it is no longer ours."""
+        self._leases.renew(lease.item.key, lease.hold)
 
     def ack(self, lease: Lease) -> None:
         """The item is done: remove it. LeaseLostError when it is no longer ours."""
         self.renew(lease)  # so that nobody takes the item between the deletions
-        self._remove("failed", "pending", "leases", key=lease.item.key)
+        self.drop(lease.item.key)
 
     def fail(self, lease: Lease, error: str, max_attempts: int) -> bool:
         """Count a failed attempt; True when it was the last one and the item is now in `failed/`.
@@ -145,16 +115,16 @@ class Queue:
         item = lease.item.model_copy(update={"attempts": lease.item.attempts + 1, "error": error})
         if item.attempts < max_attempts:
             self.store.put(self._path("pending", key), dump(item))
-            self._remove("leases", key=key)
+            self._leases.drop(key)
             return False
         self.store.put(self._path("failed", key), dump(item))
-        self._remove("pending", "leases", key=key)
+        self.store.delete(self._path("pending", key))
+        self._leases.drop(key)
         return True
 
     def release(self, lease: Lease) -> None:
         """Give the item back untried. LeaseLostError when it is no longer ours."""
-        self.renew(lease)
-        self._remove("leases", key=lease.item.key)
+        self._leases.release(lease.item.key, lease.hold)
 
     def pending(self) -> list[Item]:
         """The items neither done nor failed, leased ones included, in the order they would be leased."""
@@ -165,16 +135,12 @@ class Queue:
         return set(self._keys("pending"))
 
     def leased(self) -> list[Lease]:
-        """The leases that hold now; broken ones are left out."""
-        leases = []
-        for item in self._items("pending"):
-            try:
-                hold, _ = self._hold(item.key)
-            except NotFoundError:
-                continue
-            if not self._broken(hold):
-                leases.append(_lease(item, hold))
-        return leases
+        """The leases that have not expired by this host's clock, nor lost their owner on this host.
+
+        One look cannot tell who is silent: with clocks that differ, the list is wrong by as much.
+        """
+        found = [(item, self._leases.look(item.key)) for item in self._items("pending")]
+        return [Lease(item, hold) for item, hold in found if hold]
 
     def failed(self) -> list[Item]:
         """The items that failed for good, each with its last error."""
@@ -185,15 +151,21 @@ class Queue:
         """Make a failed item pending again with no attempts counted. NotFoundError when it has not failed."""
         item = self._item("failed", key).model_copy(update={"attempts": 0})
         self.store.put_if_absent(self._path("pending", key), dump(item))
-        self._remove("failed", key=key)
+        self.store.delete(self._path("failed", key))
 
     def drop(self, key: str) -> None:
         """Forget the item whatever its state; whoever holds it gets LeaseLostError."""
-        self._remove("pending", "failed", "leases", key=key)
+        self.store.delete(self._path("failed", key))
+        self.store.delete(self._path("pending", key))
+        self._leases.drop(key)
 
     def withdraw(self, key: str, owner: str) -> bool:
-        """Drop the item unless somebody works on it; False when its lease holds."""
-        if not self._take(key, self._new_hold(owner, 60), held=True):  # so that nobody begins it meanwhile
+        """Drop the item unless somebody works on it; False when its lease has not expired.
+
+        One look cannot tell who is silent, so this goes by `expires_at` and this host's clock: one that is ahead may
+        drop an item that is worked on, whose worker then gets LeaseLostError.
+        """
+        if self._leases.take(key, owner, 60, by_clock=True) is None:  # so that nobody begins it meanwhile
             return False
         self.drop(key)
         return True
@@ -218,41 +190,19 @@ class Queue:
             key = path.removeprefix(folder).removesuffix(".json")
             if not path.startswith(folder) or (among is not None and key not in among):
                 continue
-            with suppress(NotFoundError):  # given back since it was listed
-                if self._path("leases", key) in listed and not self._broken(self._known(_Hold, "leases", key)):
-                    continue
+            if self._leases.path(key) in listed and self._leases.watch(key, self.remember):
+                continue
             with suppress(NotFoundError):  # finished since it was listed
-                free.append(self._known(Item, "pending", key))
+                free.append(self._remembered(key))
         return [item.key for item in sorted(free, key=_order)]
 
-    def _known(self, model: type[Model], state: str, key: str) -> Model:
-        path = self._path(state, key)
-        if path in self._memory:
-            read_at, known = self._memory[path]
-            if self.now() - read_at < self.remember:
-                assert isinstance(known, model)
-                return known
-        found = parse(model, self.store.get(path), store=self.store, key=path, fix="delete it")
-        self._memory[path] = (self.now(), found)
-        return found
-
-    def _new_hold(self, owner: str, seconds: float) -> _Hold:
-        return _Hold(owner=owner, token=uuid.uuid4().hex, seconds=seconds, expires_at=self.now() + seconds)
-
-    def _take(self, key: str, hold: _Hold, *, held: bool) -> bool:
-        """Write the lease unless another holds. held: whether there seems to be one, which is then looked at first."""
-        path = self._path("leases", key)
-        if not held:
-            return self.store.put_if_absent(path, dump(hold))
-        try:
-            present, etag = self._hold(key)
-        except NotFoundError:  # given back since it was listed
-            return self.store.put_if_absent(path, dump(hold))
-        self._memory[path] = (self.now(), present)
-        return self._broken(present) and self.store.replace_if_match(path, dump(hold), etag)
-
-    def _broken(self, hold: _Hold) -> bool:
-        return hold.expires_at <= self.now() or _gone(hold.owner)
+    def _remembered(self, key: str) -> Item:
+        """A pending item as it is, or was within `remember`."""
+        if key in self._known and self.monotonic() - self._known[key][0] < self.remember:
+            return self._known[key][1]
+        item = self._item("pending", key)
+        self._known[key] = (self.monotonic(), item)
+        return item
 
     def _items(self, state: str) -> list[Item]:
         items = []
@@ -266,11 +216,6 @@ class Queue:
     def _item(self, state: str, key: str) -> Item:
         path = self._path(state, key)
         return parse(Item, self.store.get(path), store=self.store, key=path, fix="delete it")
-
-    def _hold(self, key: str) -> tuple[_Hold, str]:
-        path = self._path("leases", key)
-        data, etag = self.store.get_with_etag(path)
-        return parse(_Hold, data, store=self.store, key=path, fix="delete it"), etag
 
     def _keys(self, state: str) -> list[str]:
         folder = self._folder(state)
@@ -286,46 +231,6 @@ class Queue:
     def _pause(self) -> str:
         return f"queue/{self.name}/paused.json"
 
-    def _remove(self, *states: str, key: str) -> None:
-        for state in states:
-            self.store.delete(self._path(state, key))
-
-
-def owner_name() -> str:
-    """This process as the owner of a lease, `host:pid:starttime`.
-
-    The start time, from `/proc/<pid>/stat`, tells a process from a later one with the same pid; the host's
-    part includes the pid namespace, since containers may share a host's name but not its pids.
-    """
-    return f"{_host()}:{os.getpid()}:{_start_time(os.getpid())}"
-
-
-def _host() -> str:
-    return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').stat().st_ino}"
-
-
-def _start_time(pid: int) -> str | None:
-    """When the process started, in clock ticks since the boot; None when it is gone or a zombie."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = stat.rpartition(")")[2].split()  # the command before it may hold spaces; see proc_pid_stat(5)
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _gone(owner: str) -> bool:
-    """Whether the owner ran on this host and does not run any more."""
-    host, _, process = owner.partition(":")
-    if host != _host():
-        return False
-    pid, _, started = process.partition(":")
-    return _start_time(int(pid)) != started
-
 
 def _order(item: Item) -> tuple[int, float, str]:
     return (-item.priority, item.enqueued_at, item.key)
-
-
-def _lease(item: Item, hold: _Hold) -> Lease:
-    return Lease(item, hold.owner, hold.token, hold.seconds, hold.expires_at)

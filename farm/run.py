@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,10 @@ from farm.plan import make_plan
 from farm.progress import Screen
 from farm.queue import Queue
 from farm.standing import quarantined, usable
+from farm.stop import Stop, StoppedError
 from farm.store import open_store
 from farm.todo import make_todo
+from farm.turn import turn
 
 if TYPE_CHECKING:
     from farm.stages.teach import Goal
@@ -30,35 +32,47 @@ STAGES = ("concepts", "base", "ranks", "adapters")
 
 @dataclass
 class Outcome:
-    """How a run ended. failures: reason by concept. report: key of the report in the store."""
+    """How a run ended. failures: reason by concept. paused: adapters that wait in a paused queue. report: key of the
+    report in the store."""
 
     run_id: str
     failures: dict[str, str] = field(default_factory=dict)
     unpublished: dict[str, str] = field(default_factory=dict)
+    paused: int = 0
     built: int = 0
     report: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run(config: FarmConfig, *, screen: Screen, stages: Sequence[str] = STAGES, dry_run: bool = False) -> Outcome:
+def run(
+    config: FarmConfig,
+    *,
+    screen: Screen,
+    stages: Sequence[str] = STAGES,
+    dry_run: bool = False,
+    stop: Stop | None = None,
+) -> Outcome:
     """Run the stages asked for, in order.
 
     Every stage looks at the store first, so the same command after an interruption, however rough, goes on where it
-    stopped. A failed concept is reported in the outcome and does not stop the others.
+    stopped. A failed concept is reported in the outcome and does not stop the others. Several runs of one farm may
+    go on at once: one makes the edits, the base or the ranks while the others wait for it, and all train adapters.
 
     Raises:
         UserError: a mistake that leaves nothing to go on with, or a stage whose inputs are not there yet.
+        StoppedError: `stop` was asked for.
     """
-    return Run(config, screen).execute(stages, dry_run=dry_run)
+    return Run(config, screen, stop).execute(stages, dry_run=dry_run)
 
 
 class Run:
     """One execution of a farm: its plan, its store and the events it leaves under `runs/<id>/events.jsonl`."""
 
-    def __init__(self, config: FarmConfig, screen: Screen) -> None:
+    def __init__(self, config: FarmConfig, screen: Screen, stop: Stop | None = None) -> None:
         self.config = config
         self.screen = screen
-        self.store = open_store(config.store)
+        self.stop = stop or Stop()
+        self.store = open_store(config.store, config.cluster.store_patience_seconds)
         self.plan = make_plan(config)
         self.outcome = Outcome(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}")
         self._events: list[dict[str, Any]] = []
@@ -78,21 +92,43 @@ class Run:
             self._unpublished()
             return self.outcome
         self._event("run", "started", farm=self.config.name, stages=list(stages))
-        with self._ray:
-            steps = {
-                "concepts": self._concepts,
-                "base": self._base,
-                "ranks": self._ranks,
-                "adapters": self._adapters,
-            }
-            for stage in STAGES:
-                if stage in stages:
-                    steps[stage]()
+        try:
+            with self._ray:
+                self._stages(stages)
+        except (StoppedError, KeyboardInterrupt):
+            self._event("run", "stopped", failures=self.outcome.failures)
+            raise
+        except UserError:
+            for concept_id, reason in sorted(self.outcome.failures.items()):
+                self.screen.say(f"failed: {concept_id}: {reason}")
+            raise
         self._quarantined()
         self._unpublished()
         self.outcome.report = self._report()
         self._event("run", "finished", failures=self.outcome.failures)
         return self.outcome
+
+    def _stages(self, stages: Sequence[str]) -> None:
+        if "concepts" in stages:
+            with self._turn(f"concepts-{self.config.name}"):
+                self._concepts()
+        self.stop.check()
+        if "base" in stages and find(self.store, self.plan.base.path) is None:
+            with self._turn(f"base-{self.plan.base.digest}"):
+                self._base()
+        self.stop.check()
+        if "ranks" in stages and find(self.store, self.plan.ranks.path) is None:
+            with self._turn(f"ranks-{self.plan.ranks.digest}"):
+                self._ranks()
+        self.stop.check()
+        if "adapters" in stages:
+            self._adapters()
+
+    def _turn(self, name: str) -> AbstractContextManager[None]:
+        def wait(owner: str) -> None:
+            self.screen.say(f"another run ({owner}) is at {name}: waiting for it to end")
+
+        return turn(self.store, name, seconds=self.config.adapters.lease_seconds, on_wait=wait, stop=self.stop)
 
     def compare(self, concept_ids: Sequence[str]) -> None:
         """Have the candidates of these concepts edit the same few photos, and choose each one's teacher."""
@@ -105,10 +141,8 @@ class Run:
     def _concepts(self) -> None:
         self._select()
         todo = make_todo(self.store, self.plan)
-        if todo.comparisons:
-            self._edit("comparison", todo.comparisons)
-        if edits := [c for c in make_todo(self.store, self.plan).edits if c not in self.outcome.failures]:
-            self._edit("quality", edits)
+        if wanted := {*todo.comparisons, *todo.edits}:
+            self._edit("quality", [concept.id for concept in self.config.catalogue if concept.id in wanted])
 
     def _edit(self, goal: Goal, concept_ids: Sequence[str]) -> None:
         self._connect()
@@ -116,7 +150,7 @@ class Run:
 
         name = "comparison" if goal == "comparison" else "edits"
         with self._stage(name) as bar:
-            self._failed(name, cluster.edit_concepts(self.store, self.plan, concept_ids, bar, goal))
+            self._failed(name, cluster.edit_concepts(self.store, self.plan, concept_ids, bar, self.stop, goal))
 
     def _select(self) -> None:
         from farm.stages.ingest import ingest
@@ -141,13 +175,16 @@ class Run:
             if self.config.base.representatives is None:
                 self._need_edits("base.concepts", self.config.base.concepts)
             elif find(self.store, self.plan.representatives.path) is None:
-                self._need_edits("base.representatives", self.config.eligible)
+                made = [c for c in self.config.eligible if c not in self.outcome.failures]
+                self._need_edits("base.representatives", made or self.config.eligible)
                 self._represent()
             self._connect()
             from farm import cluster
+            from farm.stages.pretrain import live_base
 
+            self.screen.say(f"the base, as it is trained: {self.store.url}/{live_base(self.plan)}/samples.webp")
             with self._stage("base") as bar:
-                cluster.pretrain_base(self.store, self.plan, bar)
+                cluster.pretrain_base(self.store, self.plan, bar, self.stop)
 
     def _represent(self) -> None:
         from farm.stages.represent import choose_base
@@ -164,7 +201,7 @@ class Run:
             from farm import cluster
 
             with self._stage("ranks") as bar:
-                cluster.search_ranks(self.store, self.plan, bar)
+                cluster.search_ranks(self.store, self.plan, bar, self.stop)
 
     def _adapters(self) -> None:
         from farm.stages.adapt import publish
@@ -190,7 +227,11 @@ class Run:
             from farm import cluster
 
             with self._stage("adapter") as bar:
-                self._failed("adapter", cluster.train_adapters(self.store, self.plan, ready, bar, done))
+                try:
+                    failures = cluster.train_adapters(self.store, self.plan, ready, bar, self.stop, done)
+                except cluster.PausedError as paused:
+                    failures, self.outcome.paused = paused.failures, paused.left
+                self._failed("adapter", failures)
         for concept_id in set(todo.publish) - set(todo.adapters):
             done(concept_id)
 
@@ -200,7 +241,8 @@ class Run:
             from farm.cluster import connected
 
             self.screen.say("starting Ray")
-            self._ray.enter_context(connected(self.config.cluster))
+            self._ray.enter_context(connected(self.config.cluster, self.config.base))
+            self._ray.enter_context(self.stop.on_sigterm())  # Ray has put its own handler in the place
             self._connected = True
 
     @contextmanager

@@ -1,92 +1,46 @@
-"""Object storage, reduced to what a farm needs: whole objects, conditional writes, listings by prefix.
-
-Everything the farm keeps (sources, edits, adapters, the queue, the registry) is an object under a key such as
-`edits/charcoal/0f3a/manifest.json`. The contract is one that an S3 bucket can honour, so that a folder on a
-laptop and a bucket under a cluster behave alike:
-
-- an object is replaced whole: a reader sees the old bytes or the new ones, never a mixture, even when the
-  writer is killed;
-- `put_if_absent` and `replace_if_match` are the only means of agreement between processes;
-- what was put survives the death of the process and of the machine.
-
-Keys are segments joined by `/`. A segment is neither empty nor hidden (a leading dot), at most 255 bytes of
-UTF-8, and free of backslashes and control characters; anything else is a ValueError. A key is never a folder
-of another key.
-"""
+"""Opening a store, and the store that is a folder; `farm.objects` says what a store is."""
 
 import errno
 import fcntl
 import hashlib
 import os
-import re
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from farm.errors import UserError
+from farm.errors import StoreError, UserError
+from farm.objects import NotFoundError, Store, StoreUnreachableError, check_key
 
-_SEGMENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
+__all__ = ["LocalStore", "NotFoundError", "Store", "StoreUnreachableError", "check_key", "open_store"]
+
 _LEFTOVER_SECONDS = 24 * 3600.0  # no writer takes a day to prepare one object: what is older was left by a killed one
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+_LOOKS = 2  # for what is missing: the store may have come back between the first look and the proof that it is there
+# ENOENT: a missing object is looked for above; anything else that is missing was the store's.
+_AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOENT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-class NotFoundError(KeyError):
-    """No object has this key in this store."""
-
-    def __init__(self, key: str, url: str) -> None:
-        super().__init__(key, url)
-        self.key = key
-        self.url = url
-
-    def __str__(self) -> str:
-        return f"the store {self.url} holds no {self.key}"
-
-
-class Store(Protocol):
-    """What every store does; the module's docstring says what it promises."""
-
-    def __hash__(self) -> int:
-        """Two handles of one place are equal and hash alike: a store can be the key of a cache."""
-
-    @property
-    def url(self) -> str:
-        """The address that `open_store` opens again, here or on a worker."""
-
-    def get(self, key: str) -> bytes:
-        """The object's bytes; NotFoundError when there is none."""
-
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        """The bytes and the etag that `replace_if_match` wants; NotFoundError when there is none."""
-
-    def exists(self, key: str) -> bool:
-        """Whether there is an object under the key."""
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write the object, replacing any other under the key."""
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write the object unless there is one; of several racing writers exactly one gets True."""
-
-    def replace_if_match(self, key: str, data: bytes, etag: str) -> bool:
-        """Compare and swap: write only over the object with this etag; False when it changed or is gone."""
-
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """The keys that begin with the prefix, sorted. As in S3, `a/b` matches `a/bc` and `a/b/` does not."""
-
-    def delete(self, key: str) -> None:
-        """Remove the object; removing what is not there is no error."""
-
-
-def open_store(url: str) -> Store:
+def open_store(url: str, patience_seconds: float = 0) -> Store:
     """Open `file:///absolute/path`, or a folder's path (relative to the working directory, `~` expanded).
 
-    The folder is made when it is missing. Raises UserError for any other scheme and for a folder that cannot
-    be written.
+    The folder is made when it is missing. patience_seconds: how long to wait for a store that goes away once it is
+    open. Raises UserError for any other scheme and for a folder that cannot be written.
     """
+    store = _opened(url)
+    if not patience_seconds:
+        return store
+    from farm.patient import PatientStore
+
+    return PatientStore(store, patience_seconds)
+
+
+def _opened(url: str) -> Store:
     scheme, separator, _ = url.partition("://")
     if not separator:
         return LocalStore(_start() / Path(url).expanduser())
@@ -104,13 +58,6 @@ def _start() -> Path:
     return Path.home() / "e2gan-farm" if "working_dir_files" in here.parts else here
 
 
-def check_key(key: str) -> None:
-    """ValueError unless the key follows the rules in the module's docstring."""
-    for segment in key.split("/"):
-        if not _SEGMENT.fullmatch(segment) or len(segment.encode()) > 255:
-            raise ValueError(f"{key!r} is not a key: {segment!r} is empty, hidden, too long or not plain")
-
-
 @dataclass(frozen=True)
 class LocalStore:
     """A folder as a store, shared by any number of threads and processes of one machine.
@@ -118,11 +65,15 @@ class LocalStore:
     Writers prepare an object in `.store/tmp` and move it into place: `rename` for a put, and for a
     put-if-absent `link`, which refuses to overwrite. Whatever replaces or removes an object does so under one
     `flock`, which the kernel drops with its holder; hence nothing changes between a swap and the comparison
-    before it. Data is written and synced outside the lock. Instances pickle. Raises UserError when the folder
-    cannot be used.
+    before it. Data is written and synced outside the lock.
+
+    Only opening makes the folder, and in it `.store/lock` with a name drawn at random. An open handle, and one
+    unpickled elsewhere, takes a folder without that name for the bare mount point of a store that is away, also when
+    another process has begun a new store there. Raises UserError when the folder cannot be used.
     """
 
     root: Path
+    _name: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         with suppress(FileNotFoundError):  # another process may sweep the same leftovers
@@ -131,11 +82,19 @@ class LocalStore:
                     leftover.unlink()
         try:
             self._temporaries.mkdir(parents=True, exist_ok=True)
+            if not self._lock.exists():
+                new = self._temporaries / uuid.uuid4().hex
+                new.write_bytes(new.name.encode())
+                with suppress(FileExistsError):  # another process was faster
+                    self._lock.hardlink_to(new)
+                new.unlink()
             self._lock.touch()
+            name = self._lock.read_bytes()
         except OSError as error:
             raise UserError(
                 f"The store {self.root} cannot be used ({error.strerror}): name a folder that can be written."
             ) from error
+        object.__setattr__(self, "_name", name)
 
     @property
     def url(self) -> str:
@@ -147,42 +106,53 @@ class LocalStore:
         return self.root / key
 
     def get(self, key: str) -> bytes:
-        try:
-            return self.path(key).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            raise NotFoundError(key, self.url) from None
+        path = self.path(key)
+        with self._answering():
+            for _ in range(_LOOKS):
+                with suppress(*_MISSING):
+                    return path.read_bytes()
+                self._check()
+        raise NotFoundError(key, self.url)
 
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         data = self.get(key)
         return data, hashlib.sha256(data).hexdigest()
 
     def exists(self, key: str) -> bool:
-        return self.path(key).is_file()
+        path = self.path(key)
+        with self._answering():
+            for _ in range(_LOOKS):
+                if path.is_file():
+                    return True
+                self._check()
+        return False
 
     def put(self, key: str, data: bytes) -> None:
         path = self.path(key)
-        with self._prepared(path, data) as temporary, self._locked():
+        with self._answering(), self._prepared(path, data) as temporary, self._locked():
             temporary.replace(path)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         path = self.path(key)
-        if path.is_file():
-            return False
-        with self._prepared(path, data) as temporary:
-            try:
-                path.hardlink_to(temporary)
-            except FileExistsError:
-                if path.is_dir():
-                    raise
+        with self._answering():
+            if path.is_file():
                 return False
+            with self._prepared(path, data) as temporary:
+                self._check()
+                try:
+                    path.hardlink_to(temporary)
+                except FileExistsError:
+                    if path.is_dir():
+                        raise
+                    return False
         return True
 
     def replace_if_match(self, key: str, data: bytes, etag: str) -> bool:
         path = self.path(key)
-        if not path.is_file():
+        if not self.exists(key):
             return False
-        with self._prepared(path, data) as temporary, self._locked():
-            if not path.is_file() or self.get_with_etag(key)[1] != etag:
+        with self._answering(), self._prepared(path, data) as temporary, self._locked():
+            if not self.exists(key) or self.get_with_etag(key)[1] != etag:
                 return False
             temporary.replace(path)
         return True
@@ -190,17 +160,22 @@ class LocalStore:
     def list(self, prefix: str = "") -> Iterator[str]:
         if prefix:
             check_key(prefix.removesuffix("/"))
-        keys = []
-        for folder, folders, files in os.walk(self.root / prefix.rpartition("/")[0]):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            relative = Path(folder).relative_to(self.root)
-            keys += [(relative / name).as_posix() for name in files if not name.startswith(".")]
+        with self._answering():
+            for _ in range(_LOOKS):
+                keys, gaps = _walk(self.root, prefix.rpartition("/")[0])
+                if keys and not gaps:
+                    break
+                self._check()
         return iter(sorted(key for key in keys if key.startswith(prefix)))
 
     def delete(self, key: str) -> None:
         path = self.path(key)
-        with self._locked(), suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            path.unlink()
+        with self._answering(), self._locked():
+            for _ in range(_LOOKS):
+                with suppress(*_MISSING):
+                    path.unlink()
+                    break
+                self._check()
 
     @property
     def _temporaries(self) -> Path:
@@ -209,6 +184,33 @@ class LocalStore:
     @property
     def _lock(self) -> Path:
         return self.root / ".store" / "lock"
+
+    def _check(self) -> None:
+        """StoreUnreachableError unless the store is there: what is missing may be missing because all of it is."""
+        try:
+            if self._lock.read_bytes() != self._name:
+                raise StoreUnreachableError(self.url)
+        except OSError as error:
+            raise StoreUnreachableError(self.url) from error
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Say what an error means: that the store is away, full or not to be used."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in _AWAY:
+                raise StoreUnreachableError(self.url) from error
+            self._check()
+            if error.errno in _FULL:
+                raise StoreError(
+                    f"The store {self.root} is full ({error.strerror}): free space on its disk or raise its limits."
+                ) from error
+            if error.errno in _FORBIDDEN:
+                raise StoreError(
+                    f"The store {self.root} cannot be used ({error.strerror}): check who owns it."
+                ) from error
+            raise
 
     @contextmanager
     def _prepared(self, path: Path, data: bytes) -> Iterator[Path]:
@@ -219,21 +221,20 @@ class LocalStore:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_folder(path.parent)
             yield temporary
             _sync_folder(path.parent)
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise ValueError(f"{path} would be both an object and a folder of objects") from error
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f"The store {self.root} is full: free space on its disk.") from error
-            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise UserError(
-                    f"The store {self.root} cannot be written ({error.strerror}): check who owns it."
-                ) from error
-            raise
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of the store, but never the store's own: that would be a new one where the old one was."""
+        if folder != self.root and not folder.is_dir():
+            self._make_folder(folder.parent)
+            folder.mkdir(exist_ok=True)
+            _sync_folder(folder.parent)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -241,9 +242,25 @@ class LocalStore:
         with self._lock.open("rb+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
+                if file.read() != self._name:
+                    raise StoreUnreachableError(self.url)
                 yield
             finally:
                 fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would leave it to a child forked meanwhile
+
+
+def _walk(root: Path, below: str) -> tuple[list[str], bool]:
+    """All keys in a folder, and whether folders were missing when they were looked into."""
+    keys: list[str] = []
+    errors: list[OSError] = []
+    for folder, folders, files in os.walk(root / below, onerror=errors.append):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(folder).relative_to(root)
+        keys += [(relative / name).as_posix() for name in files if not name.startswith(".")]
+    for error in errors:
+        if not isinstance(error, _MISSING):
+            raise error
+    return keys, bool(errors)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,28 +1,35 @@
-"""Connecting to Ray, and what its nodes can take."""
+"""Connecting to Ray."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from farm.config import ClusterConfig, Resources
+from farm.cluster.placement import preflight
+from farm.config import BaseConfig, ClusterConfig
 from farm.errors import UserError
 
 
 @contextmanager
-def connected(config: ClusterConfig) -> Iterator[None]:
+def connected(config: ClusterConfig, base: BaseConfig | None = None) -> Iterator[None]:
     """Connect to the configured Ray cluster, or start one on this machine for as long as the block lasts.
 
+    base: when given, its workers must fit on the nodes all at once.
+
     Raises:
-        UserError: the cluster does not answer, or cannot ever place what the stages ask for.
+        UserError: the cluster does not answer or refuses the token, or cannot ever place what the stages ask for.
     """
     import ray
+    from ray.exceptions import AuthenticationError
 
     if ray.is_initialized():
-        preflight(config)
+        preflight(config, base)
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -31,50 +38,56 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a table even at verbose=0
     # Ray 2.60 warns at every start that it will stop hiding GPUs from workers that asked for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    named = config.address or os.environ.get("RAY_ADDRESS")
+    address = None if named in (None, "", "local") else named
+    if address and (problem := silent(address)):
+        raise UserError(f"cluster.address: {problem}")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    keep_token_private(make=not address)
     try:
         if address:
             ray.init(address=address, **quiet)
         else:
             ray.init(address="local", num_cpus=config.cpus or os.cpu_count(), include_dashboard=False, **quiet)
-    except ConnectionError as error:
+    except (ConnectionError, AuthenticationError) as error:  # to Ray, one that refuses the token is often one not there
         raise UserError(
-            f"cluster.address: no Ray cluster answers at {address}; start one with `ray start --head`."
+            f"cluster.address: the Ray at {address} does not take this machine in; export RAY_AUTH_MODE=token and copy "
+            "its head's ~/.ray/auth_token here."
         ) from error
-    with suppress(FileNotFoundError):  # Ray writes its token readable by everyone
-        (Path.home() / ".ray" / "auth_token").chmod(0o600)
     try:
-        preflight(config)
+        preflight(config, base)
         yield
     finally:
         ray.shutdown()
 
 
-def preflight(config: ClusterConfig) -> None:
-    """Refuse at once what Ray would wait for without end: a worker larger than every node.
+def silent(address: str) -> str | None:
+    """Why nothing answers at a cluster's address, None when something does. Ray itself would try for many minutes."""
+    from ray._private.services import canonicalize_bootstrap_address
 
-    Raises:
-        UserError: names the key, what is wanted and what there is.
+    try:
+        at = canonicalize_bootstrap_address(address) if address == "auto" else address.removeprefix("ray://")
+        host, _, port = str(at).rpartition(":")
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError) as error:  # Ray's own ConnectionError is one of the first
+        return f"no Ray cluster answers at {address} ({error}): start one with `ray start --head`."
+    return None
+
+
+def keep_token_private(*, make: bool) -> None:
+    """Let nobody else read Ray's token, `~/.ray/auth_token`; Ray itself writes it readable by everyone.
+
+    make: write a new one, as Ray does when it starts a cluster, where there is none and none is named elsewhere.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    for stage in ("edit", "base", "ranks", "adapters"):
-        wanted: Resources = getattr(config, stage)
-        for key, ray_name, amount in (("cpus", "CPU", wanted.cpus), ("gpus", "GPU", wanted.gpus)):
-            most = max((node.get(ray_name, 0) for node in nodes), default=0)
-            if amount > most:
-                raise UserError(
-                    f"cluster.{stage}.{key}: a worker wants {amount:g} {ray_name}s and the largest node has {most:g}; "
-                    f"set cluster.{stage}.{key} to at most {most:g} or add larger nodes."
-                )
-
-
-def slots(resources: Resources) -> int:
-    """How many workers of this size the cluster takes at once."""
-    import ray
-
-    whole = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    by_cpu = int(whole.get("CPU", 0) // resources.cpus)
-    return max(1, min(by_cpu, int(whole.get("GPU", 0) / resources.gpus)) if resources.gpus else by_cpu)
+    token = Path.home() / ".ray" / "auth_token"
+    named = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    used = os.environ.get("RAY_AUTH_MODE", "token").lower() == "token"
+    if make and used and not named and not token.exists():
+        token.parent.mkdir(mode=0o700, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=token.parent) as whole:  # its mode is 0600 from the beginning
+            whole.write(secrets.token_hex(32))
+            whole.flush()
+            with suppress(FileExistsError):  # another process has just made one: both must use the same
+                os.link(whole.name, token)
+    if token.exists() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)

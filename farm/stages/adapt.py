@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
+import logging
 from collections.abc import Callable
 
 import safetensors.torch
 import torch
 
 from e2gan.batches import ConceptPairs
+from e2gan.checkpoint import CheckpointError
 from e2gan.infer import adapted_generator, base_generator
 from e2gan.lora import new_adapter
 from e2gan.lora_attach import attach, extract
@@ -20,12 +21,15 @@ from farm.artifacts import Manifest, commit, open_artifact
 from farm.plan import Plan
 from farm.registry import Entry, Registry
 from farm.stages.compare import teacher_of
+from farm.stages.history import History
 from farm.stages.judge import judge, text_embedding
 from farm.stages.pictures import picture_sheet, spread
 from farm.stages.pretrain import read_base
 from farm.stages.quality import edited_pairs
 from farm.stages.ranks import read_ranks
-from farm.store import Store
+from farm.store import NotFoundError, Store
+
+_log = logging.getLogger(__name__)
 
 
 def adapt(
@@ -35,15 +39,23 @@ def adapt(
     *,
     device: str | torch.device = "cpu",
     on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Manifest:
     """Commit `adapters/<concept>/<digest>`, judged as it is published: in fp16, merged into the base.
 
     Files: `adapter_model.safetensors` and `adapter_config.json` in peft's format, `text.safetensors`, `metrics.json`,
     `preview.webp` (rows: photos, teacher, adapter), `README.md`.
+
+    Until then `scratch/adapter-<digest>/checkpoint.safetensors` holds the last checkpoint, from which whoever trains
+    this adapter next goes on; one that is damaged or does not fit is passed over.
+
+    Raises:
+        Stopped: `should_stop` said so (see `e2gan.train`); the checkpoint is in the store.
     """
-    started = time.monotonic()
     config = plan.config
     spec = plan.adapter(concept_id)
+    key = f"scratch/adapter-{spec.digest}/checkpoint.safetensors"
+    history, kept = _kept(store, key)
     concept = config.concept(concept_id)
     model, weights = read_base(store, plan.base.path)
     text = text_embedding(config, concept.prompt)
@@ -55,27 +67,56 @@ def adapt(
         new_adapter(generator, read_ranks(store, plan), scale=config.adapters.lora.scale, seed=seed),
     )
     pairs = edited_pairs(store, plan, concept_id, "train")
-    losses: list[dict[str, float]] = []
 
     def progress(done: Progress) -> None:
-        losses.append({"step": done.step, **done.losses})
+        history.add(done)
         if on_progress:
             on_progress(done)
 
-    concept_pairs = ConceptPairs(concept=concept_id, text=text, pairs=pairs)
-    train(generator, [concept_pairs], config.adapters.train, seed=seed, device=device, on_progress=progress)
+    def learn(checkpoint: bytes | None) -> None:
+        train(
+            generator,
+            [ConceptPairs(concept=concept_id, text=text, pairs=pairs)],
+            config.adapters.train,
+            seed=seed,
+            device=device,
+            checkpoint=checkpoint,
+            on_checkpoint=lambda _, made: store.put(key, history.within(made)),
+            on_progress=progress,
+            should_stop=should_stop,
+        )
 
-    files: dict[str, bytes | None] = dict(save(extract(generator), base=plan.base.digest))
-    stored = {name: data for name, data in files.items() if data is not None}
-    student = adapted_generator(model, weights, load(stored, base=plan.base.digest))
+    try:
+        learn(kept)
+    except CheckpointError as error:
+        _log.warning("%s is passed over: %s", key, error)
+        history = History()
+        learn(None)
+
+    files = save(extract(generator), base=plan.base.digest)
+    student = adapted_generator(model, weights, load(files, base=plan.base.digest))
     scores, pictures = judge(store, plan, concept_id, student, text)
     files["text.safetensors"] = safetensors.torch.save({"text": text})
     files["metrics.json"] = (json.dumps(scores, indent=1) + "\n").encode()
     files["preview.webp"] = picture_sheet(spread(pictures, 6))
     files["README.md"] = _card(plan, concept_id, teacher_of(store, plan, concept_id), scores).encode()
-    seconds = time.monotonic() - started
-    summary = {"metrics": scores, "losses": losses, "pairs": len(pairs)}
-    return commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
+    seconds = history.elapsed()
+    summary = {"metrics": scores, "losses": history.losses, "resumed": history.resumed, "pairs": len(pairs)}
+    manifest = commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
+    store.delete(key)
+    return manifest
+
+
+def _kept(store: Store, key: str) -> tuple[History, bytes | None]:
+    """The checkpoint that another training of this adapter left, and what it went through."""
+    try:
+        checkpoint = store.get(key)
+        return History.resumed_from(checkpoint), checkpoint
+    except NotFoundError:
+        pass
+    except CheckpointError as error:
+        _log.warning("%s is passed over: %s", key, error)
+    return History(), None
 
 
 def publish(store: Store, plan: Plan, concept_id: str) -> Entry | None:

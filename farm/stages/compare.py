@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from e2gan.pairs import Image, read_table, to_tensor
-from farm.artifacts import Manifest, commit, find
+from farm.artifacts import FileEntry, Manifest, commit, find
 from farm.plan import Plan
 from farm.quality.score import choose, score_teacher
 from farm.stages.ingest import source_images
@@ -46,10 +46,11 @@ def commit_comparison(store: Store, plan: Plan, concept_id: str) -> Manifest:
     rows = [to_tensor(photos[i] for i in units[0].ids)]
     for unit in units:
         rows.append(_row(unit, read_table(store.get(f"{unit.folder}/{unit.files[0]}")), photos))
-    files: dict[str, bytes | None] = {name: None for unit in units for name in unit.files}
+    receipts = [unit.receipt(store) for unit in units]
+    files: dict[str, bytes | FileEntry] = {name: entry for one in receipts for name, entry in one.files.items()}
     files["choice.json"] = (json.dumps(choice, indent=1) + "\n").encode()
     files["sheet.webp"] = picture_sheet(rows)
-    seconds = sum(unit.seconds(store) for unit in units)
+    seconds = sum(receipt.seconds for receipt in receipts)
     summary = {"teacher": chosen, "images": sum(len(unit.ids) for unit in units)}
     spec = plan.comparison(concept_id)
     return commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)

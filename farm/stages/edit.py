@@ -20,9 +20,12 @@ def commit_edits(store: Store, plan: Plan, concept_id: str) -> Manifest:
     """Commit `edits/<concept>/<digest>` once all its units are done: `images/part-*.parquet` (columns `id`, `image`;
     what failed has no row) and `measures/part-*.parquet` (see `farm.quality.Measures`)."""
     units = edit_units(store, plan, concept_id)
-    seconds = sum(unit.seconds(store) for unit in units)
-    failed = sum(m.failed is not None for unit in units for m in unit.measured(store))
-    summary = {"teacher": units[0].teacher, "images": sum(len(unit.ids) for unit in units), "failed": failed}
-    files: dict[str, bytes | None] = {name: None for unit in units for name in unit.files}
-    spec = plan.edits(concept_id)
+    receipts = [unit.receipt(store) for unit in units]
+    summary = {
+        "teacher": units[0].teacher,
+        "images": sum(len(unit.ids) for unit in units),
+        "failed": sum(receipt.failed for receipt in receipts),
+    }
+    files = {name: entry for receipt in receipts for name, entry in receipt.files.items()}
+    spec, seconds = plan.edits(concept_id), sum(receipt.seconds for receipt in receipts)
     return commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)

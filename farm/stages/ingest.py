@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from e2gan.pairs import Image, read_table, write_table
-from farm.artifacts import Artifact, Manifest, commit, open_artifact
+from farm.artifacts import Artifact, FileEntry, Manifest, commit, open_artifact
 from farm.errors import UserError
 from farm.plan import Plan
 from farm.sources import Skipped, crops, list_photos, read_photos, split_photos
@@ -30,13 +30,14 @@ def ingest(store: Store, plan: Plan, on_progress: Callable[[int, int], None]) ->
     spec = plan.sources
     total = len(list_photos(config))
     photos, skipped = [], []
-    files: dict[str, bytes | None] = {}
+    files: dict[str, bytes | FileEntry] = {}
     rows: dict[str, Image] = {}
 
     def flush() -> None:
         name = f"part-{len(files):05d}.parquet"
-        store.put(f"{spec.path}/{name}", write_table(rows))
-        files[name] = None
+        data = write_table(rows)
+        store.put(f"{spec.path}/{name}", data)
+        files[name] = FileEntry.of(data)
         rows.clear()
 
     for done, found in enumerate(read_photos(config), 1):

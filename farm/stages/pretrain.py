@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +15,10 @@ from e2gan.batches import ConceptPairs
 from e2gan.config import GeneratorConfig
 from e2gan.metrics import Scores
 from e2gan.model import build_generator
-from e2gan.train import Progress, train
+from e2gan.train import Progress, Stopped, train
 from farm.artifacts import Manifest, commit, open_artifact
 from farm.plan import Plan
+from farm.stages.history import History
 from farm.stages.judge import judge, text_embedding
 from farm.stages.pictures import picture_sheet, spread
 from farm.stages.quality import edited_pairs
@@ -30,22 +31,16 @@ if TYPE_CHECKING:
 
 PREVIEW_CONCEPTS = 8
 """Base concepts shown in the base's preview; the report shows every concept's adapter."""
-
-
-@dataclass
-class History:
-    """What a checkpoint does not hold: the losses so far, a row a report, the seconds they took, and the steps after
-    which a training that had died went on."""
-
-    losses: list[dict[str, float]] = field(default_factory=list)
-    seconds: float = 0.0
-    resumed: list[float] = field(default_factory=list)
+LIVE_PICTURES = 8
+"""Photos shown while the base is trained, with what it makes of them."""
 
 
 def train_base_worker(settings: Mapping[str, Any]) -> None:
     """What every Ray Train worker runs; the first one commits `bases/<digest>`.
 
-    settings: `store`, `plan`, `on_progress` (called with a `Progress`).
+    Asked to stop, all of them report a checkpoint of the same step and return, and nothing is committed.
+
+    settings: `store`, `plan`, `on_progress` (called with a `Progress`) and, if it can be stopped, `should_stop`.
     """
     import tempfile
     from pathlib import Path
@@ -64,8 +59,7 @@ def train_base_worker(settings: Mapping[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             saved = None
             if rank == 0:
-                (Path(folder) / "checkpoint.safetensors").write_bytes(checkpoint)
-                (Path(folder) / "history.json").write_text(json.dumps(asdict(history)))
+                (Path(folder) / "checkpoint.safetensors").write_bytes(history.within(checkpoint))
                 saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"step": step}, checkpoint=saved)
 
@@ -73,18 +67,19 @@ def train_base_worker(settings: Mapping[str, Any]) -> None:
     if latest := ray.train.get_checkpoint():
         with latest.as_directory() as folder:
             resumed = (Path(folder) / "checkpoint.safetensors").read_bytes()
-            history = History(**json.loads((Path(folder) / "history.json").read_text()))
-        history.resumed.append(history.losses[-1]["step"])
-    pretrain(
-        store,
-        plan,
-        device=ray.train.torch.get_device(),
-        checkpoint=resumed,
-        history=history,
-        on_checkpoint=report,
-        on_progress=on_progress if rank == 0 else None,
-        worker=(rank, world),
-    )
+        history = History.resumed_from(resumed)
+    with suppress(Stopped):  # its checkpoint has been reported
+        pretrain(
+            store,
+            plan,
+            device=ray.train.torch.get_device(),
+            checkpoint=resumed,
+            history=history,
+            on_checkpoint=report,
+            on_progress=on_progress if rank == 0 else None,
+            should_stop=settings.get("should_stop"),
+            worker=(rank, world),
+        )
 
 
 def pretrain(
@@ -96,18 +91,22 @@ def pretrain(
     history: History | None = None,
     on_checkpoint: Callable[[int, bytes], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
     worker: tuple[int, int] = (0, 1),
 ) -> Manifest | None:
     """Train the base on the training pairs of its concepts, judge it, and commit it (the first worker does).
 
     Files: `generator.safetensors` (float32), `config.json`, `metrics.json` (scores by concept), `preview.webp`.
 
+    Until then, `live_base(plan)` in the store shows how far it is: `samples.webp` (rows: photos, teacher, base) and
+    `losses.jsonl`, both anew with every checkpoint.
+
     history: what happened up to `checkpoint`; it grows as the training goes on.
+    should_stop: see `e2gan.train`; of several workers the first one is asked.
     """
     import safetensors.torch
 
     history = history or History()
-    started = time.monotonic() - history.seconds
     config = plan.config
     concepts = [
         ConceptPairs(
@@ -120,11 +119,18 @@ def pretrain(
     generator = build_generator(config.model, seed=plan.seed("base"))
 
     def progress(done: Progress) -> None:
-        history.losses.append({"step": done.step, **done.losses})
-        history.seconds = time.monotonic() - started
+        history.add(done)
         if on_progress:
             on_progress(done)
 
+    live = live_base(plan)
+
+    def show(step: int, samples: Tensor) -> None:
+        store.put(f"{live}/samples.webp", picture_sheet(list(samples[:, :LIVE_PICTURES])))
+        store.put(f"{live}/losses.jsonl", "".join(f"{json.dumps(row)}\n" for row in history.losses).encode())
+
+    if should_stop and worker[1] > 1:
+        should_stop = _agreed(should_stop, worker[0], device)
     train(
         generator,
         concepts,
@@ -134,6 +140,9 @@ def pretrain(
         checkpoint=checkpoint,
         on_checkpoint=on_checkpoint,
         on_progress=progress,
+        on_samples=show if worker[0] == 0 else None,
+        samples_every=config.base.train.checkpoint_every,
+        should_stop=should_stop,
         data_parallel=torch.nn.parallel.DistributedDataParallel if worker[1] > 1 else None,
         worker=worker,
     )
@@ -147,16 +156,34 @@ def pretrain(
         metrics[concept.concept] = scores
         if len(rows) < 3 * PREVIEW_CONCEPTS:
             rows += spread(pictures, 6)
-    seconds = time.monotonic() - started
+    seconds = history.elapsed()
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in generator.state_dict().items()}
-    files: dict[str, bytes | None] = {
+    files = {
         "generator.safetensors": safetensors.torch.save(weights),
         "config.json": json.dumps(asdict(config.model), indent=1).encode(),
         "metrics.json": json.dumps(metrics, indent=1).encode(),
         "preview.webp": picture_sheet(rows),
     }
     summary = {"losses": history.losses, "metrics": metrics, "resumed": history.resumed}
+    for name in ("samples.webp", "losses.jsonl"):
+        store.delete(f"{live}/{name}")
     return commit(store, plan.base, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
+
+
+def live_base(plan: Plan) -> str:
+    """The folder of the store that shows the base while it is trained."""
+    return f"live/base-{plan.base.digest}"
+
+
+def _agreed(should_stop: Callable[[], bool], rank: int, device: str | torch.device) -> Callable[[], bool]:
+    """The first worker's answer, given to all of them: they stop at the same step or not at all."""
+
+    def agreed() -> bool:
+        answer = torch.tensor(rank == 0 and should_stop(), dtype=torch.uint8, device=device)
+        torch.distributed.broadcast(answer, src=0)
+        return bool(answer)
+
+    return agreed
 
 
 def read_base(store: Store, path: str) -> tuple[GeneratorConfig, dict[str, Tensor]]:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from e2gan.pairs import Image, Pairs, read_table
-from farm.artifacts import Manifest, commit, open_artifact
+from farm.artifacts import FileEntry, commit, open_artifact
 from farm.editors import EditorSettings
 from farm.plan import Plan
 from farm.quality.judge import Verdict, judge, quarantine
@@ -15,7 +15,7 @@ from farm.quality.measure import Measures
 from farm.stages.edit import edit_units
 from farm.stages.ingest import source_images
 from farm.stages.select import selected_ids
-from farm.stages.units import Unit, cut_units
+from farm.stages.units import Receipt, Unit, cut_units, undone
 from farm.store import Store
 
 HOPELESS = 0.5
@@ -29,25 +29,20 @@ class _Standing:
     measures: dict[str, Measures]
     unit: dict[str, Unit]
     verdicts: dict[str, Verdict]
-    seconds: float  # of further attempts
     attempts: int  # further attempts, in images
     todo: list[Unit]  # what must be done before this is final
-    made: list[Unit]  # units of further attempts
+    receipts: list[Receipt]  # of further attempts
 
 
-def retry_units(store: Store, plan: Plan, concept_id: str) -> list[Unit]:
-    """The further attempts that are to be made now; none when the concept is ready to be committed."""
-    return _stand(store, plan, concept_id).todo
+def judge_edits(store: Store, plan: Plan, concept_id: str) -> list[Unit]:
+    """Commit `quality/<concept>/<digest>`, or return the further attempts that are to be made first.
 
-
-def commit_quality(store: Store, plan: Plan, concept_id: str) -> Manifest:
-    """Commit `quality/<concept>/<digest>`: `quality.parquet`, a row an edit, and the further attempts.
-
-    Columns of `quality.parquet`: `id`, `good`, `reasons`, `attempts`, `file` (where its last attempt is: below this
-    folder with attempts > 1, else below the edits'), and the measures.
+    Files: `quality.parquet`, a row an edit, and the further attempts. Its columns: `id`, `good`, `reasons`, `attempts`,
+    `file` (where its last attempt is: below this folder with attempts > 1, else below the edits'), and the measures.
     """
     standing = _stand(store, plan, concept_id)
-    assert not standing.todo
+    if standing.todo:
+        return standing.todo
     reasons = Counter(reason for verdict in standing.verdicts.values() for reason in verdict.reasons)
     good = {image_id for image_id, verdict in standing.verdicts.items() if verdict.good}
     summary = {
@@ -59,10 +54,11 @@ def commit_quality(store: Store, plan: Plan, concept_id: str) -> Manifest:
         "rescued": sum(standing.unit[image_id].attempt > 0 for image_id in good),
         "quarantined": _quarantine(store, plan, standing, good),
     }
-    files: dict[str, bytes | None] = {name: None for unit in standing.made for name in unit.files}
+    files: dict[str, bytes | FileEntry] = {n: entry for one in standing.receipts for n, entry in one.files.items()}
     files["quality.parquet"] = _table(standing)
-    spec, seconds = plan.quality(concept_id), standing.seconds
-    return commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
+    spec, seconds = plan.quality(concept_id), sum(receipt.seconds for receipt in standing.receipts)
+    commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
+    return []
 
 
 def edited_pairs(store: Store, plan: Plan, concept_id: str, split: str) -> Pairs:
@@ -84,7 +80,7 @@ def edited_pairs(store: Store, plan: Plan, concept_id: str, split: str) -> Pairs
 
 def _stand(store: Store, plan: Plan, concept_id: str) -> _Standing:
     config = plan.config.quality
-    standing = _Standing({}, {}, {}, 0.0, 0, [], [])
+    standing = _Standing({}, {}, {}, 0, [], [])
     first = edit_units(store, plan, concept_id)
     _take(store, standing, first)
     retries = config.retries if _seeded(plan, concept_id, first[0].teacher) else 0
@@ -96,13 +92,12 @@ def _stand(store: Store, plan: Plan, concept_id: str) -> _Standing:
             break
         folder, name = plan.quality(concept_id).path, f"retry-{attempt + 1}"
         units = cut_units(concept_id, first[0].teacher, folder, name, bad, attempt + 1)
-        standing.todo = [unit for unit in units if not unit.done(store)]
+        standing.todo = undone(store, units)
         if standing.todo:
             break
         _take(store, standing, units)
-        standing.made += units
+        standing.receipts += [unit.receipt(store) for unit in units]
         standing.attempts += len(bad)
-        standing.seconds += sum(unit.seconds(store) for unit in units)
     return standing
 
 
@@ -120,8 +115,9 @@ def _seeded(plan: Plan, concept_id: str, teacher: str) -> bool:
 def _quarantine(store: Store, plan: Plan, standing: _Standing, good: set[str]) -> str | None:
     if reason := quarantine(standing.verdicts, plan.config.quality):
         return reason
+    selected = selected_ids(store, plan)
     for split, fewest in (("train", 1), ("validation", 2), ("test", 2)):
-        left = len(good.intersection(selected_ids(store, plan)[split]))
+        left = len(good.intersection(selected[split]))
         if left < fewest:
             return f"{left} of its {split} edits are good, at least {fewest} are needed"
     return None

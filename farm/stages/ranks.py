@@ -147,7 +147,7 @@ def commit_ranks(
     ranks = merge(best(rounds) for rounds in searched.values())
     concepts = {name: [asdict(done) for done in rounds] for name, rounds in sorted(searched.items())}
     document = {"ranks": ranks, "score": plan.score_name, "concepts": concepts}
-    files: dict[str, bytes | None] = {"ranks.json": json.dumps(document, indent=1).encode()}
+    files = {"ranks.json": json.dumps(document, indent=1).encode()}
     return commit(store, plan.ranks, files, wall_seconds=wall_seconds, summary={"ranks": ranks})
 
 

@@ -7,7 +7,7 @@ import time
 
 from e2gan.embeddings import ClipImageEmbedding, thumbnail_embedding
 from e2gan.selection import representative_concepts
-from farm.artifacts import Manifest, commit
+from farm.artifacts import Manifest, commit, find
 from farm.errors import UserError
 from farm.plan import Plan
 from farm.stages.quality import edited_pairs
@@ -20,7 +20,8 @@ SAMPLED = 50
 
 def choose_base(store: Store, plan: Plan) -> Manifest:
     """Commit `representatives/<digest>/concepts.json`: `base.representatives` concepts, of each cluster the one nearest
-    its centre. Embedded with CLIP where `quality.clip` names it, as in the paper, else with thumbnails.
+    its centre. Embedded with CLIP where `quality.clip` names it, as in the paper, else with thumbnails. Concepts that
+    have no edits, since their teacher failed, are left out.
 
     Raises:
         UserError: too few concepts are left that are not quarantined, or CLIP's weights are missing.
@@ -28,7 +29,8 @@ def choose_base(store: Store, plan: Plan) -> Manifest:
     started = time.monotonic()
     count, clip = plan.config.base.representatives, plan.config.quality.clip
     assert count is not None
-    eligible = usable(store, plan, plan.config.eligible)
+    edited = [concept_id for concept_id in plan.config.eligible if find(store, plan.quality(concept_id).path)]
+    eligible = usable(store, plan, edited)
     if count > len(eligible):
         raise UserError(
             f"base.representatives: {count} concepts cannot be chosen among the {len(eligible)} whose edits are good."
@@ -42,6 +44,7 @@ def choose_base(store: Store, plan: Plan) -> Manifest:
     except ValueError as error:
         raise UserError(f"quality.clip: {error}") from error
     chosen = representative_concepts(means, count, plan.seed("representatives"))
-    files: dict[str, bytes | None] = {"concepts.json": (json.dumps(chosen, indent=1) + "\n").encode()}
-    summary = {"concepts": chosen, "embedding": "clip" if clip else "thumbnail"}
+    files = {"concepts.json": (json.dumps(chosen, indent=1) + "\n").encode()}
+    left_out = sorted({*plan.config.eligible} - {*eligible})
+    summary = {"concepts": chosen, "embedding": "clip" if clip else "thumbnail", "left_out": left_out}
     return commit(store, plan.representatives, files, wall_seconds=time.monotonic() - started, summary=summary)

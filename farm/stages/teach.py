@@ -11,8 +11,8 @@ from farm.artifacts import find
 from farm.plan import Plan
 from farm.stages.compare import commit_comparison, comparison_units, teacher_of
 from farm.stages.edit import commit_edits, edit_units
-from farm.stages.quality import commit_quality, retry_units
-from farm.stages.units import Unit, Worker
+from farm.stages.quality import judge_edits
+from farm.stages.units import Unit, Worker, undone
 from farm.store import Store
 
 Goal = Literal["comparison", "quality"]
@@ -26,7 +26,7 @@ def advance(store: Store, plan: Plan, concept_id: str, goal: Goal = "quality") -
     """
     if plan.compared(concept_id):
         if find(store, plan.comparison(concept_id).path) is None:
-            if todo := [unit for unit in comparison_units(store, plan, concept_id) if not unit.done(store)]:
+            if todo := undone(store, comparison_units(store, plan, concept_id)):
                 return todo
             commit_comparison(store, plan, concept_id)
         if teacher_of(store, plan, concept_id) is None:
@@ -34,13 +34,10 @@ def advance(store: Store, plan: Plan, concept_id: str, goal: Goal = "quality") -
     if goal == "comparison" or find(store, plan.quality(concept_id).path) is not None:
         return []
     if find(store, plan.edits(concept_id).path) is None:
-        if todo := [unit for unit in edit_units(store, plan, concept_id) if not unit.done(store)]:
+        if todo := undone(store, edit_units(store, plan, concept_id)):
             return todo
         commit_edits(store, plan, concept_id)
-    if todo := retry_units(store, plan, concept_id):
-        return todo
-    commit_quality(store, plan, concept_id)
-    return []
+    return judge_edits(store, plan, concept_id)
 
 
 def teach(store: Store, plan: Plan, concept_id: str, worker: Worker, goal: Goal = "quality") -> None:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from pydantic import BaseModel, ConfigDict
+
 from e2gan.pairs import Image, write_table
-from farm.artifacts import IntegrityError
+from farm.artifacts import MANIFEST, FileEntry, IntegrityError, dump, parse
 from farm.editors import Editor, EditorSettings, Failed, edit_seed, open_editor
 from farm.errors import UserError
 from farm.plan import Plan
@@ -17,12 +19,26 @@ from farm.quality.clip import ClipJudge
 from farm.quality.measure import Measures, measure, read_measures, write_measures
 from farm.stages.ingest import source_images
 from farm.stages.select import selected_ids
-from farm.store import Store
+from farm.store import NotFoundError, Store
 
 UNIT_IMAGES = 50
 """Images a unit of work edits: what is redone when a worker dies."""
 PANEL_IMAGES = 64
 """Photos that an edit is held against, to see that it is of its own photo and no other."""
+
+
+class Receipt(BaseModel):
+    """What a worker leaves of a unit, last of all: with it the unit is done.
+
+    seconds: the teacher's. failed: how many images it did not edit. files: what was put, by name below the unit's
+    folder. Receipts lie beside the artifact's files and are none of them: seconds are never the same twice.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds: float
+    failed: int
+    files: dict[str, FileEntry]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +58,36 @@ class Unit:
 
     @property
     def files(self) -> tuple[str, str]:
-        """The edits and their measures; a unit is done when the measures, put last, are there."""
+        """The edits and their measures."""
         return f"images/{self.name}.parquet", f"measures/{self.name}.parquet"
 
+    @property
+    def receipt_key(self) -> str:
+        return f"{self.folder}/receipts/{self.name}.json"
+
     def done(self, store: Store) -> bool:
-        return store.exists(f"{self.folder}/{self.files[1]}")
+        return store.exists(self.receipt_key)
+
+    def receipt(self, store: Store) -> Receipt:
+        """The receipt of a unit that is done; IntegrityError where it is damaged."""
+        return parse(Receipt, store.get(self.receipt_key), store=store, key=self.receipt_key, fix="delete it")
 
     def measured(self, store: Store) -> Sequence[Measures]:
-        """The measures of a unit that is done; IntegrityError where they are damaged."""
+        """The measures of a unit that is done; IntegrityError where they are missing or damaged."""
         key = f"{self.folder}/{self.files[1]}"
         try:
             return read_measures(store.get(key))
-        except ValueError as error:
-            raise IntegrityError(f"{store.url}/{key} is damaged ({error}): delete it and run again.") from error
+        except (NotFoundError, ValueError) as error:
+            raise IntegrityError(
+                f"{store.url}/{key} is damaged ({error}): delete {self.receipt_key} and, if it is there, "
+                f"{self.folder}/{MANIFEST}, and run again."
+            ) from error
 
-    def seconds(self, store: Store) -> float:
-        """The teacher's seconds for a unit that is done."""
-        return float(store.get(self.cost))
 
-    @property
-    def cost(self) -> str:
-        """The key of the teacher's seconds: beside the artifact's files and none of them, for they are never the same
-        twice."""
-        return f"{self.folder}/seconds/{self.name}.txt"
+def undone(store: Store, units: Sequence[Unit]) -> list[Unit]:
+    """Those of a step's units that are not done, in one store call."""
+    receipts = set(store.list(f"{units[0].folder}/receipts/"))
+    return [unit for unit in units if unit.receipt_key not in receipts]
 
 
 def cut_units(concept: str, teacher: str, folder: str, name: str, ids: Sequence[str], attempt: int = 0) -> list[Unit]:
@@ -101,7 +124,9 @@ class Worker:
         self._refused: dict[tuple[EditorSettings, str], UserError] = {}
 
     def work(self, unit: Unit) -> None:
-        """Edit a unit's images, measure them, and put both as Parquet.
+        """Edit a unit's images, measure them, put both as Parquet, and then the receipt.
+
+        A unit that another worker has done meanwhile is left as it is: another device may make other bytes.
 
         Raises:
             UserError: the teacher's model is missing or does not do this.
@@ -119,11 +144,15 @@ class Worker:
                 raise self._plan.config.of_teacher(error, unit.concept, unit.teacher) from error
             seconds = time.monotonic() - started
         measures = measure(unit.ids, photos, edits, panel, clip, prompt)
-        images, table = unit.files
         made = {i: edit for i, edit in zip(unit.ids, edits, strict=True) if not isinstance(edit, Failed)}
-        self._store.put(unit.cost, f"{seconds:.3f}\n".encode())
-        self._store.put(f"{unit.folder}/{images}", write_table(made))
-        self._store.put(f"{unit.folder}/{table}", write_measures(measures))
+        files = dict(zip(unit.files, (write_table(made), write_measures(measures)), strict=True))
+        if unit.done(self._store):
+            return
+        for name, data in files.items():
+            self._store.put(f"{unit.folder}/{name}", data)
+        entries = {name: FileEntry.of(data) for name, data in files.items()}
+        receipt = Receipt(seconds=round(seconds, 3), failed=len(unit.ids) - len(made), files=entries)
+        self._store.put(unit.receipt_key, dump(receipt))
 
     def _editor(self, unit: Unit) -> Editor:
         settings = self._plan.config.candidates(unit.concept)[unit.teacher]

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from e2gan.lora import crucial_layers, new_adapter
 from e2gan.lora_attach import attach, extract
 from e2gan.model import Generator, build_discriminator, build_generator, part_of
 from e2gan.pairs import Pairs, to_unit
-from e2gan.train import DivergedError, Progress, rate_factor, total_steps, train, uses_bf16
+from e2gan.train import DivergedError, Progress, Stopped, rate_factor, total_steps, train, uses_bf16
 from e2gan.weights import load_weights, save_weights
 
 TINY = GeneratorConfig(channels=4, heads=2, text_tokens=3, text_width=5)
@@ -169,6 +170,77 @@ def assert_same(one: Generator, other: Generator) -> None:
     assert one.state_dict().keys() == other.state_dict().keys()
     for name, weight in one.state_dict().items():
         assert torch.equal(weight, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("run", ["lsgan, flip, late start", "hinge, own discriminator rate, every second step"])
+def test_stopped_at_every_report_and_resumed_equals_undisturbed(run: str) -> None:
+    settings_, concepts = RUNS[run], [concept("a", 4, side=32), concept("b", 2, side=32, seed=1)]
+    steps, every = total_steps(settings_, 8), settings_.checkpoint_every
+    whole = base()
+    curve: list[Progress] = []
+    train(whole, concepts, settings_, seed=7, on_progress=curve.append, progress_every=3)
+    reports = [step for step in range(1, steps) if step % 3 == 0 or step % every == 0]
+    assert [done.step for done in curve] == [*reports, steps]
+    for stop in reports:
+        asked: list[int] = []
+        saved: dict[int, bytes] = {}
+        seen: list[Progress] = []
+
+        def should_stop(stop: int = stop, asked: list[int] = asked, seen: list[Progress] = seen) -> bool:
+            asked.append(reports[len(seen)])
+            return asked[-1] == stop
+
+        def go(
+            generator: Generator,
+            checkpoint: bytes | None = None,
+            ask: Callable[[], bool] | None = None,
+            saved: dict[int, bytes] = saved,
+            seen: list[Progress] = seen,
+        ) -> None:
+            train(
+                generator,
+                concepts,
+                settings_,
+                seed=7,
+                checkpoint=checkpoint,
+                on_checkpoint=saved.__setitem__,
+                on_progress=seen.append,
+                should_stop=ask,
+                progress_every=3,
+            )
+
+        with pytest.raises(Stopped, match=f"^stopped after step {stop}$") as caught:
+            go(base(), ask=should_stop)
+        assert caught.value.step == pickle.loads(pickle.dumps(caught.value)).step == stop
+        assert asked == [step for step in reports if step <= stop]
+        assert list(saved) == sorted({stop, *range(every, stop, every)}), "saved once, and no step after it"
+        resumed = base()
+        go(resumed, saved[stop])
+        assert_same(resumed, whole)
+        assert seen == curve
+
+
+def test_the_last_step_is_not_stopped_at_and_without_checkpoints_it_is_just_left() -> None:
+    asked: list[bool] = []
+    train(base(), [concept("a", 3)], config(), seed=7, should_stop=lambda: asked.append(True) or True)
+    assert asked == []
+    with pytest.raises(Stopped, match="step 1"):
+        train(base(), [concept("a", 6)], config(checkpoint_every=1), seed=7, should_stop=lambda: True)
+
+
+def test_a_weight_that_is_not_finite_is_not_saved_when_stopped() -> None:
+    saved: list[int] = []
+    with pytest.raises(DivergedError, match=r"by step 3 of 10: a weight of the generator .*no checkpoint yet"):
+        train(
+            Breaks(3),
+            [concept("a", 3)],
+            config(epochs=10),
+            seed=7,
+            on_checkpoint=lambda step, _: saved.append(step),
+            should_stop=lambda: True,
+            progress_every=3,
+        )
+    assert saved == []
 
 
 def in_a_folder(path: str, *, killed_at: int | None = None) -> Generator:
@@ -759,3 +831,57 @@ def test_an_adapter_learns_on_a_frozen_base() -> None:
 def test_a_batch_is_shared_by_all_workers() -> None:
     with pytest.raises(ValueError, match="batch_size 1 leaves some of 2 workers"):
         train(base(), [concept("a", 4)], config(batch_size=1), seed=0, worker=(0, 2))
+
+
+# Several workers
+
+SHARED = config(
+    batch_size=7,
+    epochs=1.5,
+    adversarial_weight=1.0,
+    gradient_weight=1.0,
+    max_gradient_norm=0.5,
+    ema_decay=0.5,
+    checkpoint_every=1,
+)
+
+
+def as_worker(rank: int, world: int, folder: str) -> None:
+    """Train as one of several processes; leaves its curve and its checkpoints."""
+    torch.set_num_threads(1)
+    address = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    trained = trained_on_two(data_parallel=nn.parallel.DistributedDataParallel, worker=(rank, world))
+    torch.save(trained, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def trained_on_two(**parallel: Any) -> tuple[list[Progress], dict[int, bytes]]:
+    curve: list[Progress] = []
+    saved: dict[int, bytes] = {}
+    concepts = [concept("a", 14, side=32), concept("b", 9, side=32, seed=1)]
+    report = {"on_progress": curve.append, "on_checkpoint": saved.__setitem__, "progress_every": 1}
+    train(base(), concepts, SHARED, seed=7, **report, **parallel)
+    return curve, saved
+
+
+def first_gradient(checkpoint: bytes, network: str) -> Tensor:
+    """Half of it, Adam's first moment after one step."""
+    tensors, _ = load_weights(checkpoint)
+    names = [name for name in sorted(tensors) if name.startswith(network) and name.endswith("/exp_avg")]
+    return torch.cat([tensors[name].flatten() for name in names])
+
+
+def test_workers_with_uneven_shares_train_as_one(tmp_path: Path) -> None:
+    """Of a batch of 7 they take 3, 2 and 2: gradients of both networks and losses are the means over all 7."""
+    torch.multiprocessing.spawn(as_worker, (3, str(tmp_path)), nprocs=3)
+    workers = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(3)]
+    assert workers[0] == workers[1] == workers[2], "the workers agree to the bit"
+    (curve, saved), (alone, by_itself) = workers[0], trained_on_two()
+    assert [done.step for done in curve] == [done.step for done in alone] == [1, 2, 3, 4, 5, 6]
+    for network in ("generator", "discriminator"):
+        shared, single = (first_gradient(made[1], network) for made in (saved, by_itself))
+        assert (shared - single).norm() < 1e-5 * single.norm()
+    # From one update to the next Adam blows the rounding up, some tenfold.
+    for (done, reference), tolerance in zip(zip(curve, alone, strict=True), (1e-6, 1e-3, *[1e-2] * 4), strict=True):
+        assert done.losses == pytest.approx(reference.losses, rel=tolerance)

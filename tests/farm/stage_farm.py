@@ -23,6 +23,7 @@ from farm.stages.ranks import commit_ranks, search
 from farm.stages.select import select
 from farm.stages.teach import Goal, teach
 from farm.stages.units import Worker
+from farm.stop import Stop
 from farm.store import LocalStore, Store
 
 L1_ONLY = {"batch_size": 4, "learning_rate": 5e-3, "adversarial_weight": 0, "l1_weight": 1}
@@ -142,12 +143,12 @@ class Cluster:
         self.done: list[str] = []
 
     @contextmanager
-    def connected(self, config: Any) -> Iterator[None]:
+    def connected(self, config: Any, base: Any) -> Iterator[None]:
         self.connections += 1
         yield
 
     def edit_concepts(
-        self, store: Store, plan: Plan, ids: Sequence[str], bar: Any, goal: Goal = "quality"
+        self, store: Store, plan: Plan, ids: Sequence[str], bar: Any, stop: Stop, goal: Goal = "quality"
     ) -> dict[str, Failure]:
         for concept_id in ids:
             if concept_id not in self.broken:
@@ -155,17 +156,17 @@ class Cluster:
                 teach(store, plan, concept_id, Worker(store, plan), goal)
         return {c: Failure("the teacher gave up", "Traceback") for c in ids if c in self.broken}
 
-    def pretrain_base(self, store: Store, plan: Plan, bar: Any) -> None:
+    def pretrain_base(self, store: Store, plan: Plan, bar: Any, stop: Stop) -> None:
         self.done.append("base")
         pretrain(store, plan)
         bar.update(1, 1)
 
-    def search_ranks(self, store: Store, plan: Plan, bar: Any) -> None:
+    def search_ranks(self, store: Store, plan: Plan, bar: Any, stop: Stop) -> None:
         self.done.append("ranks")
         commit_ranks(store, plan, {c: search(store, plan, c) for c in plan.config.ranks.concepts}, wall_seconds=1.0)
 
     def train_adapters(
-        self, store: Store, plan: Plan, ids: Sequence[str], bar: Any, on_done: Callable[[str], None]
+        self, store: Store, plan: Plan, ids: Sequence[str], bar: Any, stop: Stop, on_done: Callable[[str], None]
     ) -> dict[str, Failure]:
         for concept_id in ids:
             if concept_id not in self.broken:

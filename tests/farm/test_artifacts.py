@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.artifacts import (
+    FileEntry,
     IntegrityError,
     Spec,
     canonical_json,
@@ -150,13 +151,33 @@ def test_the_same_spec_gives_the_same_bytes_but_for_the_times(tmp_path):
     assert json.dumps(manifests[0]) == json.dumps(manifests[1])
 
 
-def test_a_file_a_worker_put_is_hashed_where_it_lies(store):
-    store.put(f"{spec().path}/part-0000.parquet", b"by a worker")
-    manifest = commit(store, spec(), {"part-0000.parquet": None, "extra": b"x"}, wall_seconds=1)
-    assert manifest.files["part-0000.parquet"].sha256 == hashlib.sha256(b"by a worker").hexdigest()
-    with pytest.raises(NotFoundError):
-        commit(store, spec(seed=8), {"part-0000.parquet": None}, wall_seconds=1)
-    assert find(store, spec(seed=8).path) is None
+class Unread(LocalStore):
+    """Gives out manifests only."""
+
+    def get(self, key):
+        assert key.endswith("/manifest.json")
+        return super().get(key)
+
+
+def test_a_file_a_worker_put_and_hashed_is_not_read_again(store):
+    files = {"images/part-0000.parquet": FileEntry.of(b"by a worker"), "extra": b"x"}
+    with pytest.raises(NotFoundError, match=r"holds no .*/images/part-0000\.parquet"):
+        commit(store, spec(), files, wall_seconds=1)
+    assert list(store.list()) == []
+    store.put(f"{spec().path}/images/part-0000.parquet", b"by a worker")
+    manifest = commit(Unread(store.root), spec(), files, wall_seconds=1)
+    assert manifest.files["images/part-0000.parquet"].sha256 == hashlib.sha256(b"by a worker").hexdigest()
+    assert manifest.files["extra"] == FileEntry.of(b"x")
+    assert verify(store, spec().path) == []
+
+
+def test_whoever_loses_a_race_reads_nothing_when_the_winner_made_the_same(tmp_path):
+    class Overtaken(Unread):
+        def put_if_absent(self, key, data):
+            commit(LocalStore(tmp_path), spec(), FILES, wall_seconds=2)
+            return super().put_if_absent(key, data)
+
+    assert commit(Overtaken(tmp_path), spec(), FILES, wall_seconds=1).wall_seconds == 2
 
 
 def test_commit_writes_the_manifest_itself(store):

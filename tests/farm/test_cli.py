@@ -89,8 +89,10 @@ def test_a_failed_concept_is_status_1(
     status, out, err = terminal.farm("run", "-c", config, "--json")
     assert status == 1
     assert json.loads(out)["failures"] == {"sepia": "adapter: training diverged"}
-    assert "failed: sepia: adapter: training diverged" in err.splitlines()
-    assert [line.split(": ")[1] for line in err.splitlines() if line.startswith("not published: ")] == [*CONCEPTS[:3]]
+    title = err.splitlines().index("failed: 1 of 4 concepts")
+    assert err.splitlines()[title + 1] == "  sepia  adapter: training diverged"
+    title = err.splitlines().index("not published: 3 of 4 concepts")
+    assert [line.split()[0] for line in err.splitlines()[title + 1 : title + 4]] == [*CONCEPTS[:3]]
 
 
 def test_a_dry_run(tmp_path: Path, terminal: Terminal) -> None:

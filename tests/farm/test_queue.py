@@ -2,9 +2,9 @@ import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
+from clocks import Host, Time
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -14,50 +14,47 @@ from farm.queue import LeaseLostError, Queue
 from farm.store import LocalStore, NotFoundError
 
 
-class Clock:
-    def __init__(self):
-        self.time = 1_000_000.0
-
-    def __call__(self):
-        return self.time
-
-
 @pytest.fixture
 def store(tmp_path):
     return LocalStore(tmp_path / "store")
 
 
 @pytest.fixture
-def clock():
-    return Clock()
+def host():
+    return Host()
 
 
 @pytest.fixture
-def queue(store, clock):
-    return Queue(store, "adapt", now=clock)
+def time(host):
+    return host.time
+
+
+@pytest.fixture
+def queue(store, host):
+    return Queue(store, "adapt", **host.clocks)
 
 
 def keys(items):
     return [item.key for item in items]
 
 
-def test_an_item_goes_through_the_queue(queue, store, clock):
+def test_an_item_goes_through_the_queue(queue, store, time):
     assert queue.enqueue("ink", {"concept": "ink", "rank": 4})
     assert list(store.list("queue/")) == ["queue/adapt/pending/ink.json"]
     lease = queue.lease("worker-1", 60)
     assert lease.item == queue.pending()[0]
     assert (lease.item.payload, lease.item.attempts) == ({"concept": "ink", "rank": 4}, 0)
-    assert lease.item.enqueued_at == clock.time
-    assert (lease.owner, lease.expires_at) == ("worker-1", clock.time + 60)
+    assert lease.item.enqueued_at == time.seconds
+    assert (lease.hold.owner, lease.hold.expires_at) == ("worker-1", time.seconds + 60)
     assert queue.leased() == [lease]
     assert queue.lease("worker-2", 60) is None
     queue.ack(lease)
     assert queue.pending() == queue.leased() == queue.failed() == list(store.list("queue/")) == []
 
 
-def test_order_is_priority_then_age_then_key(queue, clock):
+def test_order_is_priority_then_age_then_key(queue, time):
     for key, priority in [("b", 0), ("a", 0), ("late", 0), ("urgent", 5), ("whenever", -1)]:
-        clock.time += key == "late"
+        time.pass_by(key == "late")
         queue.enqueue(key, {}, priority)
     order = ["urgent", "a", "b", "late", "whenever"]
     assert keys(queue.pending()) == order
@@ -101,12 +98,12 @@ def test_release_counts_no_attempt(queue):
     assert queue.lease("w", 60).item.attempts == 0
 
 
-def test_an_expired_lease_is_taken_over_and_its_holder_told(queue, clock):
+def test_an_expired_lease_is_taken_over_and_its_holder_told(queue, time):
     queue.enqueue("ink", {})
     lost = queue.lease("w", 60)
-    clock.time += 59
+    time.pass_by(59)
     assert queue.lease("w", 60) is None
-    clock.time += 1
+    time.pass_by(1)
     assert queue.leased() == []
     taken = queue.lease("w", 60)
     assert taken.item.key == "ink"
@@ -119,15 +116,15 @@ def test_an_expired_lease_is_taken_over_and_its_holder_told(queue, clock):
         queue.ack(lost)
 
 
-def test_a_renewed_lease_holds(queue, clock):
+def test_a_renewed_lease_holds(queue, time):
     queue.enqueue("ink", {})
     lease = queue.lease("w", 60)
     for _ in range(5):
-        clock.time += 50
+        time.pass_by(50)
         queue.renew(lease)
         assert queue.lease("other", 60) is None
-    assert queue.leased()[0].expires_at == clock.time + 60
-    clock.time += 100
+    assert queue.leased()[0].hold.expires_at == time.seconds + 60
+    time.pass_by(100)
     queue.renew(lease)  # expired, but nobody came
     assert queue.lease("other", 60) is None
     queue.ack(lease)
@@ -158,15 +155,18 @@ def test_a_damaged_item_is_one_sentence(queue, store):
 
 
 class QueueAgainstModel(RuleBasedStateMachine):
-    """The queue does what a list of items with plain fields would do."""
+    """The queue does what a list of items with plain fields would do, on two hosts whose clocks are hours apart."""
 
     def __init__(self):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp())
-        self.clock = Clock()
-        self.queues = [Queue(LocalStore(self.folder), "q", now=self.clock) for _ in range(2)]
+        self.time = Time()
+        self.hosts = [Host(self.time, ahead=-5 * 3600, booted=999_000), Host(self.time, ahead=7 * 3600)]
+        self.queues = [Queue(LocalStore(self.folder), "q", **host.clocks) for host in self.hosts]
         self.model = {}  # key -> dict of fields
         self.leases = []
+        self.versions = 0  # of all leases' objects
+        self.seen = [{}, {}]  # by queue: key -> the lease's version there last, and when it was first there
 
     def teardown(self):
         shutil.rmtree(self.folder)
@@ -174,35 +174,53 @@ class QueueAgainstModel(RuleBasedStateMachine):
     any_queue = st.integers(0, 1)
     key = st.sampled_from("abcd")
 
+    def written(self, q, key):
+        """The queue has taken or renewed the lease of the key."""
+        self.versions += 1
+        self.model[key].update(version=self.versions, until=self.hosts[q].now() + 50)
+        self.seen[q][key] = (self.versions, self.time.seconds)
+
+    def watched(self, q, key):
+        """For how long the queue knows the lease of the key as it is, having looked at it now."""
+        version = self.model[key]["version"]
+        if self.seen[q].get(key, (None, 0))[0] != version:
+            self.seen[q][key] = (version, self.time.seconds)
+        return self.time.seconds - self.seen[q][key][1]
+
     @rule(q=any_queue, key=key, priority=st.integers(0, 2))
     def enqueue(self, q, key, priority):
         assert self.queues[q].enqueue(key, {}, priority) == (key not in self.model)
         fields = {
             "priority": priority,
-            "since": self.clock.time,
+            "since": self.hosts[q].now(),
             "attempts": 0,
             "failed": False,
             "held": None,
         }
-        self.model.setdefault(key, fields | {"until": 0.0})
+        self.model.setdefault(key, fields)
 
     @rule(seconds=st.sampled_from([1, 30, 100]))
     def wait(self, seconds):
-        self.clock.time += seconds
+        self.time.pass_by(seconds)
+
+    @rule(q=any_queue, hours=st.sampled_from([-9, 9]))
+    def set_the_wall_clock(self, q, hours):
+        self.hosts[q].ahead += hours * 3600
 
     @rule(q=any_queue)
     def lease(self, q):
         free = [
             (-fields["priority"], fields["since"], key)
             for key, fields in self.model.items()
-            if not fields["failed"] and (fields["held"] is None or fields["until"] <= self.clock.time)
+            if not fields["failed"] and (fields["held"] is None or self.watched(q, key) >= 50)
         ]
         lease = self.queues[q].lease("w", 50)
         assert (lease and lease.item.key) == (min(free)[2] if free else None)
         if lease:
             fields = self.model[lease.item.key]
             assert lease.item.attempts == fields["attempts"]
-            fields.update(held=lease.token, until=self.clock.time + 50)
+            fields.update(held=lease.hold.token)
+            self.written(q, lease.item.key)
             self.leases.append(lease)
 
     @precondition(lambda self: self.leases)
@@ -212,13 +230,15 @@ class QueueAgainstModel(RuleBasedStateMachine):
         key, queue = lease.item.key, self.queues[q]
         call = {"fail": lambda lease: queue.fail(lease, "no", 2)}.get(how) or getattr(queue, how)
         fields = self.model.get(key)
-        if fields is None or fields["held"] != lease.token:
+        if fields is None or fields["held"] != lease.hold.token:
             with pytest.raises(LeaseLostError):
                 call(lease)
+            if fields and fields["held"]:
+                self.watched(q, key)  # it has seen who holds it now
             return
         call(lease)
         if how == "renew":
-            fields["until"] = self.clock.time + 50
+            self.written(q, key)
         elif how == "ack":
             del self.model[key]
         else:
@@ -241,11 +261,11 @@ class QueueAgainstModel(RuleBasedStateMachine):
 
     @invariant()
     def the_lists_agree(self):
-        queue = self.queues[0]
-        assert set(keys(queue.pending())) == {key for key in self.model if not self.model[key]["failed"]}
-        assert set(keys(queue.failed())) == {key for key in self.model if self.model[key]["failed"]}
-        held = {f["held"] for f in self.model.values() if f["held"] and f["until"] > self.clock.time}
-        assert {lease.token for lease in queue.leased()} == held
+        onlooker = Queue(LocalStore(self.folder), "q", **self.hosts[0].clocks)
+        assert set(keys(onlooker.pending())) == {key for key in self.model if not self.model[key]["failed"]}
+        assert set(keys(onlooker.failed())) == {key for key in self.model if self.model[key]["failed"]}
+        held = {f["held"] for f in self.model.values() if f["held"] and f["until"] > self.hosts[0].now()}
+        assert {lease.hold.token for lease in onlooker.leased()} == held
 
 
 TestQueueAgainstModel = QueueAgainstModel.TestCase
@@ -260,39 +280,40 @@ def test_a_worker_takes_only_what_it_can_work_on(queue):
     assert queue.lease("worker", 60).item.key == "first"
 
 
-class CountingStore(LocalStore):
-    """Counts the calls."""
+class CountingStore:
+    """Counts the calls of a store, but not those that it makes of itself."""
 
-    calls: ClassVar[Counter[str]] = Counter()
+    def __init__(self, store):
+        self.store = store
+        self.calls = Counter()
 
-    def __getattribute__(self, name):
-        if name in ("get", "get_with_etag", "exists", "put", "put_if_absent", "replace_if_match", "list", "delete"):
-            self.calls[name] += 1
-        return super().__getattribute__(name)
+    def __getattr__(self, name):
+        self.calls[name] += 1
+        return getattr(self.store, name)
 
 
 @pytest.mark.parametrize("drivers", [1, 3])
-def test_leasing_everything_takes_a_few_store_calls_an_item(tmp_path, clock, drivers):
+def test_leasing_everything_takes_a_few_store_calls_an_item(tmp_path, host, drivers):
     """By several drivers in turn; those who find an item taken look at its lease once."""
     items = 260
-    filler = Queue(LocalStore(tmp_path), "q", now=clock)
+    filler = Queue(LocalStore(tmp_path), "q", **host.clocks)
     for number in range(items):
         filler.enqueue(f"item-{number:03}", {}, priority=number % 7)
     order = keys(filler.pending())
-    queues = [Queue(CountingStore(tmp_path), "q", now=clock, remember=60) for _ in range(drivers)]
-    CountingStore.calls.clear()
+    store = CountingStore(LocalStore(tmp_path))
+    queues = [Queue(store, "q", **host.clocks, remember=60) for _ in range(drivers)]
     leased = [queues[number % drivers].lease(f"driver-{number % drivers}", 300).item.key for number in range(items)]
     assert all(queue.lease("late", 300) is None for queue in queues)
     assert leased == order
-    calls = CountingStore.calls
+    calls = store.calls
     assert calls["put_if_absent"] == items and calls["list"] == items + drivers
     # Each item is read once by every driver to find its place, once under its lease; each lease once by the others.
-    assert calls["get"] <= items * (1 + drivers + drivers - 1)
+    assert calls["get"] + calls["get_with_etag"] <= items * (1 + drivers + drivers - 1)
     assert calls.total() <= items * (3 + 2 * drivers)
 
 
-def test_what_is_remembered_is_looked_at_again_in_time(store, clock):
-    driver, other = Queue(store, "q", now=clock, remember=60), Queue(store, "q", now=clock)
+def test_what_is_remembered_is_looked_at_again_in_time(store, host, time):
+    driver, other = Queue(store, "q", **host.clocks, remember=60), Queue(store, "q", **host.clocks)
     for key in ("a", "b", "c"):
         other.enqueue(key, {})
     driver.release(driver.lease("w", 300))
@@ -300,13 +321,13 @@ def test_what_is_remembered_is_looked_at_again_in_time(store, clock):
     other.enqueue("c", {"new": True}, priority=9)
     other.enqueue("d", {}, priority=5)
     assert driver.lease("w", 300).item.key == "d", "what is new is seen at once"
-    clock.time += 60
+    time.pass_by(60)
     lease = driver.lease("w", 300)
     assert (lease.item.key, lease.item.payload) == ("c", {"new": True})
 
 
-def test_an_item_is_read_under_its_lease_whatever_is_remembered(store, clock):
-    driver, other = Queue(store, "q", now=clock, remember=60), Queue(store, "q", now=clock)
+def test_an_item_is_read_under_its_lease_whatever_is_remembered(store, host):
+    driver, other = Queue(store, "q", **host.clocks, remember=60), Queue(store, "q", **host.clocks)
     other.enqueue("ink", {})
     driver.release(driver.lease("w", 300))
     other.fail(other.lease("v", 300), "no luck", max_attempts=3)
@@ -314,17 +335,40 @@ def test_an_item_is_read_under_its_lease_whatever_is_remembered(store, clock):
     assert (lease.item.attempts, lease.item.error) == (1, "no luck")
 
 
-def test_a_remembered_lease_that_was_renewed_is_not_taken(store, clock):
-    driver, other = Queue(store, "q", now=clock, remember=1000), Queue(store, "q", now=clock)
+def test_a_remembered_lease_that_was_renewed_is_not_taken(store, host, time):
+    driver, other = Queue(store, "q", **host.clocks, remember=1000), Queue(store, "q", **host.clocks)
     other.enqueue("ink", {})
     lease = other.lease("v", 300)
     assert driver.lease("w", 300) is None
-    clock.time += 200
+    time.pass_by(200)
     other.renew(lease)
-    clock.time += 200
+    time.pass_by(200)
     assert driver.lease("w", 300) is None
     other.release(lease)
     assert driver.lease("w", 300) is not None
+
+
+@pytest.mark.parametrize("ahead", [-5 * 3600, 5 * 3600])
+def test_drivers_whose_clocks_are_hours_apart(tmp_path, time, ahead):
+    """One waits while the other renews for an hour, at one read of each lease a minute, and takes over when it dies."""
+    store = CountingStore(LocalStore(tmp_path))
+    one = Queue(LocalStore(tmp_path), "q", **Host(time).clocks)
+    other = Queue(store, "q", **Host(time, ahead=ahead, booted=999_999).clocks, remember=60)
+    for key in "abcd":
+        one.enqueue(key, {})
+    leases = [one.lease("one", 300) for _ in "abcd"]
+    for second in range(3600):
+        if second % 100 == 0:
+            for lease in leases:
+                one.renew(lease)
+        assert other.lease("other", 300) is None
+        time.pass_by(1)
+    assert store.calls["get_with_etag"] <= 60 * len(leases)
+    silent_since = time.seconds
+    while (lease := other.lease("other", 300)) is None:
+        time.pass_by(1)
+    assert 200 <= time.seconds - silent_since <= 300 + 60
+    assert [lease.item.key] + [other.lease("other", 300).item.key for _ in "bcd"] == list("abcd")
 
 
 def test_a_paused_queue_gives_nothing_out(queue, store):
@@ -341,14 +385,14 @@ def test_a_paused_queue_gives_nothing_out(queue, store):
     assert queue.lease("w", 60).item.key == "oil"
 
 
-def test_withdraw_takes_only_what_nobody_works_on(queue, store, clock):
+def test_withdraw_takes_only_what_nobody_works_on(queue, store, time):
     for key in ("held", "failed", "waits"):
         queue.enqueue(key, {})
     queue.fail(queue.lease("w", 60), "no", max_attempts=1)
     held = queue.lease("w", 60)
     assert [queue.withdraw(key, "me") for key in ("failed", held.item.key, "waits")] == [True, False, True]
     assert queue.leased() == [held]
-    clock.time += 60
+    time.pass_by(60)
     assert queue.withdraw(held.item.key, "me")
     assert list(store.list()) == []
     with pytest.raises(LeaseLostError):

@@ -17,6 +17,7 @@ from farm.cluster import tasks
 from farm.errors import UserError
 from farm.plan import Plan
 from farm.queue import Queue, owner_name
+from farm.stop import Stop
 from farm.store import LocalStore, Store
 
 
@@ -178,8 +179,9 @@ class Here:
     def remote(self, **options: Any) -> Any:
         return lambda function: type("Remote", (), {"remote": staticmethod(lambda *arguments: arguments)})
 
-    def wait(self, running: Sequence[Any], timeout: float) -> tuple[list[Any], list[Any]]:
-        store, plan, concept_id, _ = running[0]
+    def wait(self, running: Sequence[Any], timeout: float, num_returns: int = 1) -> tuple[list[Any], list[Any]]:
+        _, concept_id, _ = running[0]
+        store, plan = self.farm
         self.outcomes[running[0]] = None
         try:
             self.on_task(concept_id)
@@ -189,36 +191,28 @@ class Here:
             self.outcomes[running[0]] = error
         return [running[0]], list(running[1:])
 
-    def get(self, task: Any) -> None:
+    def get(self, task: Any) -> bool:
         if error := self.outcomes[task]:
             raise error
+        return False
 
     def train(self, monkeypatch: pytest.MonkeyPatch, store: Store, plan: Plan, *ids: str) -> tuple[list[str], Any]:
         """The concepts in the order they were done, and the failures."""
 
         @contextmanager
-        def followed(show: Any) -> Iterator[Any]:
+        def followed(show: Any, stop: Stop) -> Iterator[Any]:
             yield str
 
+        self.farm = store, plan
         for name in ("remote", "wait", "get"):
             monkeypatch.setattr(ray, name, getattr(self, name))
-        monkeypatch.setattr(ray, "put", lambda plan: _Same(plan))
+        monkeypatch.setattr(ray, "put", lambda given: "given")
         monkeypatch.setattr(tasks, "followed", followed)
-        monkeypatch.setattr(tasks, "slots", lambda resources: self.slots)
+        monkeypatch.setattr(tasks, "slots", lambda worker, autoscaling: self.slots)
         monkeypatch.setattr(tasks, "POLL_SECONDS", 0.01)
-        done: list[str] = []
-        failures = tasks.train_adapters(store, plan, ids, None, done.append)  # type: ignore[arg-type]
-        return done, failures
-
-
-class _Same:
-    """A plan in the object store: hashed by identity, as a reference is."""
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.plan, name)
+        self.done: list[str] = []
+        failures = tasks.train_adapters(store, plan, ids, None, Stop(), self.done.append)  # type: ignore[arg-type]
+        return self.done, failures
 
 
 @pytest.mark.parametrize("slots", [1, 4])
@@ -244,10 +238,10 @@ def test_a_driver_stops_at_a_pause(
 ) -> None:
     edited(store, plan, *CONCEPTS)
     here = Here(2, lambda concept_id: queue.pause() and None)
-    done, failures = here.train(monkeypatch, store, plan, *CONCEPTS)
-    assert done == here.trained == ["charcoal", "cyanotype"], "those that ran were finished"
-    assert failures == {"night": tasks.PAUSED, "sepia": tasks.PAUSED}
-    assert "farm queue resume" in tasks.PAUSED.message
+    with pytest.raises(tasks.PausedError) as paused:
+        here.train(monkeypatch, store, plan, *CONCEPTS)
+    assert here.done == here.trained == ["charcoal", "cyanotype"], "those that ran were finished"
+    assert (paused.value.failures, paused.value.left) == ({}, 2)
     assert sorted(waiting(queue)) == ["night", "sepia"] and queue.leased() == queue.failed() == []
     queue.resume()
     assert here.train(monkeypatch, store, plan, "night", "sepia") == (["night", "sepia"], {})

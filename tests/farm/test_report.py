@@ -68,7 +68,7 @@ def scores(concept: str) -> dict[str, Any]:
     return {"n": 4, "l1": l1, "l1_untouched": untouched, "psnr": 21.5, "ssim": 0.8125, "frechet": named}
 
 
-def put(store: Store, spec: Spec, files: Mapping[str, bytes | None], **summary: Any) -> None:
+def put(store: Store, spec: Spec, files: Mapping[str, bytes], **summary: Any) -> None:
     commit(store, spec, files, wall_seconds=7.0, device_seconds=5.0, summary=summary)
 
 

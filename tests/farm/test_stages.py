@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,17 @@ from e2gan.model import Generator
 from e2gan.pairs import Image
 from e2gan.ranks import RankRound
 from e2gan.selection import random_sample, similarity_clusters
-from e2gan.train import uses_bf16
+from e2gan.train import Stopped, uses_bf16
+from e2gan.weights import save_weights
 from farm.artifacts import open_artifact, verify
 from farm.errors import UserError
 from farm.plan import Plan
 from farm.registry import Registry
 from farm.stages import ranks
 from farm.stages.adapt import adapt, publish
+from farm.stages.history import History
 from farm.stages.ingest import ingest, split_ids
-from farm.stages.pretrain import History, pretrain, read_base
+from farm.stages.pretrain import live_base, pretrain, read_base
 from farm.stages.ranks import SearchState, commit_ranks, read_ranks, search
 from farm.stages.select import select, selected_ids
 from farm.store import LocalStore, Store
@@ -180,19 +183,50 @@ def test_the_base_resumes_from_any_checkpoint(root: Path, tmp_path: Path) -> Non
     assert manifest is not None and manifest.files == wanted
     assert list(checkpoints) == [1, 2, 3, 4]  # 2 concepts of 9 pairs, 4 a step
     for step, checkpoint in checkpoints.items():
-        history = History(losses=manifest.summary["losses"][:step], seconds=1000.0)
-        resumed = pretrain(copied(root, tmp_path / str(step), *inputs), plan, checkpoint=checkpoint, history=history)
+        kept = History(losses=manifest.summary["losses"][:step], seconds=1000.0).within(checkpoint)
+        history = History.resumed_from(kept)
+        resumed = pretrain(copied(root, tmp_path / str(step), *inputs), plan, checkpoint=kept, history=history)
         assert resumed is not None and resumed.files == wanted
+        assert resumed.summary["losses"] == manifest.summary["losses"] and resumed.summary["resumed"] == [step]
         assert [done["step"] for done in resumed.summary["losses"]] == list(range(1, 6))
         assert resumed.wall_seconds > 1000
 
 
-def test_only_the_first_worker_commits(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("farm.stages.pretrain.torch.nn.parallel.DistributedDataParallel", lambda network: network)
+def test_the_base_can_be_watched_until_it_is_committed(root: Path, tmp_path: Path) -> None:
+    store = copied(root, tmp_path / "farm", "sources", "selections", "edits", "quality")
+    plan = plan_of(tmp_path / "farm", base__train__checkpoint_every=2)
+    shown: dict[int, tuple[list[Any], bytes]] = {}
+
+    def look(step: int) -> bool:
+        keys = list(store.list("live/"))
+        if keys:
+            assert keys == [f"{live_base(plan)}/losses.jsonl", f"{live_base(plan)}/samples.webp"]
+            rows = [json.loads(line) for line in store.get(keys[0]).decode().splitlines()]
+            shown[step] = rows, store.get(keys[1])
+        return False
+
+    steps: list[int] = []
+    manifest = pretrain(
+        store, plan, on_progress=lambda done: steps.append(done.step), should_stop=lambda: look(len(steps))
+    )
+    assert manifest is not None and steps == [2, 4, 5]
+    assert {step: rows for step, (rows, _) in shown.items()} == {1: manifest.summary["losses"][:1]}
+    picture = PIL.Image.open(io.BytesIO(shown[1][1]))
+    assert picture.size == (4 * 128 + 3 * 2, 3 * 128 + 2 * 2)  # the first batch; photos, teacher and base
+    assert not list(store.list("live/"))
+
+
+def test_only_the_first_worker_commits(root: Path, tmp_path: Path) -> None:
+    """The second one of two, in a group of its own."""
     store = copied(root, tmp_path / "farm", "sources", "selections", "edits", "quality")
     plan = plan_of(tmp_path / "farm")
-    assert pretrain(store, plan, worker=(1, 2)) is None
-    assert not list(store.list("bases/"))
+    address = f"file://{tmp_path}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
+    try:
+        assert pretrain(store, plan, worker=(1, 2), should_stop=lambda: pytest.fail("only the first is asked")) is None
+    finally:
+        torch.distributed.destroy_process_group()
+    assert not list(store.list("bases/")) and not list(store.list("live/"))
 
 
 def test_the_base_can_be_read_again(store: Store, plan: Plan) -> None:
@@ -339,6 +373,86 @@ def test_an_adapter_made_elsewhere_has_the_same_bytes(root: Path, tmp_path: Path
     manifest = adapt(store, plan, "sepia", on_progress=lambda done: steps.append(done.step))
     assert manifest.files == hashes(LocalStore(root), plan.adapter("sepia").path)
     assert steps[-1] == 7
+
+
+ADAPTER = "scratch/adapter-{}/checkpoint.safetensors"
+
+
+def trainable(root: Path, target: Path) -> LocalStore:
+    return copied(root, target, "sources", "selections", "edits", "quality", "bases", "ranks")
+
+
+def stop_at(step: int) -> Callable[[], bool]:
+    """Says so at that one of the reports, which come every step."""
+    asked: list[None] = []
+
+    def should_stop() -> bool:
+        asked.append(None)
+        return len(asked) == step
+
+    return should_stop
+
+
+def test_an_adapter_stopped_again_and_again_has_the_same_bytes(root: Path, tmp_path: Path) -> None:
+    """Stopped after two steps of its own each time, by whoever trains it."""
+    store, plan = trainable(root, tmp_path / "farm"), plan_of(root, adapters__train__checkpoint_every=1)
+    key = ADAPTER.format(plan.adapter("sepia").digest)
+    for step in (2, 4, 6):
+        with pytest.raises(Stopped, match=f"step {step}$"):
+            adapt(store, plan, "sepia", should_stop=stop_at(2))
+        assert list(store.list("scratch/")) == [key] and not list(store.list("adapters/"))
+    steps: list[int] = []
+    manifest = adapt(store, plan, "sepia", on_progress=lambda done: steps.append(done.step), should_stop=stop_at(9))
+    assert steps == [7]
+    assert manifest.files == hashes(LocalStore(root), plan.adapter("sepia").path)
+    assert [row["step"] for row in manifest.summary["losses"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert manifest.summary["resumed"] == [2, 4, 6]
+    assert not list(store.list("scratch/"))
+
+
+def test_an_adapters_checkpoint_is_kept_as_it_goes_on(root: Path, tmp_path: Path) -> None:
+    """As it is when its worker is killed, here by its own report."""
+    store, plan = trainable(root, tmp_path / "farm"), plan_of(root, adapters__train__checkpoint_every=2)
+
+    def die(done: Any) -> None:
+        if done.step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(store, plan, "sepia", on_progress=die)
+    manifest = adapt(store, plan, "sepia")
+    assert manifest.files == hashes(LocalStore(root), plan.adapter("sepia").path)
+    assert manifest.summary["resumed"] == [4]
+
+
+@pytest.mark.parametrize("broken", ["cut off", "changed", "no checkpoint", "without a history", "of another adapter"])
+def test_an_adapters_checkpoint_that_does_not_fit_is_passed_over(
+    root: Path, tmp_path: Path, broken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, plan = trainable(root, tmp_path / "farm"), plan_of(root, adapters__train__checkpoint_every=1)
+    key, other = (ADAPTER.format(plan.adapter(concept).digest) for concept in ("sepia", "charcoal"))
+    for concept in ("sepia", "charcoal"):
+        with pytest.raises(Stopped):
+            adapt(store, plan, concept, should_stop=stop_at(3))
+    data = bytearray(store.get(key))
+    data[-1] ^= 1
+    store.put(
+        key,
+        {
+            "cut off": store.get(key)[:-100],
+            "changed": bytes(data),
+            "no checkpoint": b"not a checkpoint",
+            "without a history": save_weights({"a": torch.zeros(2)}, training="{}"),
+            "of another adapter": store.get(other),
+        }[broken],
+    )
+    with caplog.at_level(logging.WARNING):
+        manifest = adapt(store, plan, "sepia")
+    warning, *more = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"{key} is passed over: ") and not more
+    assert manifest.files == hashes(LocalStore(root), plan.adapter("sepia").path)
+    assert manifest.summary["resumed"] == [] and manifest.summary["losses"][0]["step"] == 1
+    assert list(store.list("scratch/")) == [other]
 
 
 def test_only_good_adapters_are_published(root: Path, tmp_path: Path) -> None:

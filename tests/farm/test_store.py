@@ -187,7 +187,7 @@ def test_refuses_stores(url, sentence):
 
 @pytest.mark.parametrize(
     ("code", "sentence"),
-    [(errno.ENOSPC, "is full"), (errno.EDQUOT, "is full"), (errno.EROFS, "cannot be written")],
+    [(errno.ENOSPC, "is full"), (errno.EDQUOT, "is full"), (errno.EROFS, "cannot be used")],
 )
 def test_a_failing_disk_leaves_the_old_object_and_nothing_else(store, monkeypatch, code, sentence):
     store.put("a/old", b"old")

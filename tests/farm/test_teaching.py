@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +95,8 @@ def test_a_lost_unit_is_made_again_alone(store: LocalStore, root: Path, monkeypa
     whole, parted = (images_of(s, plan.edits("sepia").path) for s in (LocalStore(root), store))
     assert list(parted) == list(whole) and all(np.array_equal(parted[i], whole[i]) for i in whole)
 
-    for key in (todo[2].files[1], "manifest.json"):
-        store.delete(f"{plan.edits('sepia').path}/{key}")
+    store.delete(todo[2].receipt_key)
+    store.delete(f"{plan.edits('sepia').path}/manifest.json")
     store.delete(f"{plan.quality('sepia').path}/manifest.json")
     assert advance(store, plan, "sepia") == [todo[2]]
     worker.work(todo[2])
@@ -102,18 +104,87 @@ def test_a_lost_unit_is_made_again_alone(store: LocalStore, root: Path, monkeypa
     after = contents(store.root)
     assert after.keys() == before.keys()
     changed = {key.rpartition("/")[2] for key in before if after[key] != before[key]}
-    assert changed <= {"manifest.json", "part-00002.txt"}  # what something cost is never the same
+    assert changed <= {"manifest.json", "part-00002.json"}  # what something cost is never the same
 
 
-def test_damaged_measures_are_named(store: LocalStore) -> None:
+@dataclass(frozen=True)
+class Watched(LocalStore):
+    """Notes what is read and written, and dies after so many writes."""
+
+    most: int = 10**9
+    read: list[str] = field(default_factory=list, compare=False)
+    written: list[str] = field(default_factory=list, compare=False)
+
+    def get(self, key: str) -> bytes:
+        self.read.append(key)
+        return super().get(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        if len(self.written) == self.most:
+            raise KeyboardInterrupt
+        self.written.append(key)
+        super().put(key, data)
+
+
+def test_a_receipt_comes_last_and_tells_what_was_put(store: LocalStore) -> None:
+    plan = plan_for(store)
+    (unit,) = advance(store, plan, "sepia")
+    names = [*unit.files, f"receipts/{unit.name}.json"]
+    for survived in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            Worker(Watched(store.root, survived), plan).work(unit)
+        assert list(store.list(unit.folder)) == [f"{unit.folder}/{name}" for name in names[:survived]]
+        assert advance(store, plan, "sepia") == [unit]
+    watched = Watched(store.root)
+    Worker(watched, plan).work(unit)
+    assert watched.written == [f"{unit.folder}/{name}" for name in names]
+    written = json.loads(store.get(f"{unit.folder}/{names[2]}"))
+    assert written["failed"] == 0 and written["seconds"] >= 0
+    for name in unit.files:
+        data = store.get(f"{unit.folder}/{name}")
+        assert written["files"].pop(name) == {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert not written["files"]
+
+    driver = Watched(store.root)
+    assert advance(driver, plan, "sepia") == []
+    assert not [key for key in driver.read if "/images/" in key], "images never pass through the driver"
+    assert verify(store, unit.folder) == []
+    assert names[2] not in open_artifact(store, unit.folder).manifest.files
+
+
+def test_a_unit_done_by_another_meanwhile_is_left_as_it_is(store: LocalStore) -> None:
     plan = plan_for(store)
     (unit,) = advance(store, plan, "sepia")
     Worker(store, plan).work(unit)
-    store.put(f"{unit.folder}/{unit.files[1]}", b"PAR1 and then nothing")
-    with pytest.raises(IntegrityError, match=r"measures/part-00000\.parquet is damaged .*: delete it and run again"):
-        advance(store, plan, "sepia")
-    store.delete(f"{unit.folder}/{unit.files[1]}")
+    late = Watched(store.root)
+    Worker(late, plan).work(unit)
+    assert late.written == []
+
+
+def test_damaged_receipts_and_measures_are_named_with_what_to_delete(store: LocalStore) -> None:
+    plan = plan_for(store)
+    (unit,) = advance(store, plan, "sepia")
+    Worker(store, plan).work(unit)
+    sound = store.get(unit.receipt_key)
+    for damaged in (b"", sound[:-20], sound.replace(b"sha256", b"md5")):
+        store.put(unit.receipt_key, damaged)
+        with pytest.raises(IntegrityError, match=r"/receipts/part-00000\.json is damaged .*: delete it and run"):
+            advance(store, plan, "sepia")
+    store.delete(unit.receipt_key)
     assert advance(store, plan, "sepia") == [unit]
+
+    Worker(store, plan).work(unit)
+    measures = f"{unit.folder}/{unit.files[1]}"
+    store.put(measures, b"PAR1 and then nothing")
+    fix = f"delete {unit.receipt_key} and, if it is there, {unit.folder}/manifest.json, and run again."
+    with pytest.raises(IntegrityError, match=r"measures/part-00000\.parquet is damaged ") as caught:
+        advance(store, plan, "sepia")
+    assert str(caught.value).endswith(fix)
+    for key in (measures, unit.receipt_key, f"{unit.folder}/manifest.json"):
+        store.delete(key)
+    assert advance(store, plan, "sepia") == [unit]
+    teach(store, plan, "sepia", Worker(store, plan))
+    assert verify(store, unit.folder) == []
 
 
 class Sabotaged:

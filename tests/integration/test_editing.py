@@ -11,18 +11,20 @@ from typing import Any
 
 import psutil
 import pytest
-from stage_farm import one_thread
+from stage_farm import one_thread, plan_of
 from tiny_diffusers import stable_diffusion
 
 from farm import cluster
 from farm.artifacts import find
 from farm.config import FarmConfig
+from farm.errors import StoreError
 from farm.plan import Plan, make_plan
 from farm.stages import units
 from farm.stages.ingest import ingest
 from farm.stages.select import select
 from farm.stages.teach import teach
-from farm.stages.units import Worker
+from farm.stages.units import Unit, Worker
+from farm.stop import Stop
 from farm.store import LocalStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -90,7 +92,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(tmp_path: Path, monkeyp
     with cluster.connected(plan.config.cluster):
         killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()
-        assert cluster.edit_concepts(store, plan, CONCEPTS, bar) == {}
+        assert cluster.edit_concepts(store, plan, CONCEPTS, bar, Stop()) == {}
         killer.join(timeout=10)
     assert killed and bar.done == bar.total == 3 * 5  # 84 images of each concept, 20 a unit
 
@@ -100,3 +102,40 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(tmp_path: Path, monkeyp
         for name in CONCEPTS:
             teach(alone, same, name, worker)
     assert files_of(store, plan) == files_of(alone, same)
+
+
+def test_a_unit_that_hangs_is_given_to_another_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "UNIT_IMAGES", 2)
+    store, plan = LocalStore(tmp_path / "farm"), plan_of(tmp_path / "farm", cluster={"cpus": 2})
+    ingest(store, plan, lambda done, total: None)
+    select(store, plan)
+    hung = tmp_path / "hung"
+
+    class Hanging(Worker):
+        def work(self, unit: Unit) -> None:
+            if unit.name == "part-00003" and not hung.exists():
+                hung.touch()
+                time.sleep(3600)
+            super().work(unit)
+
+    bar = Counted()
+    with cluster.connected(plan.config.cluster):
+        assert cluster.edit_concepts(store, plan, ["charcoal"], bar, Stop(), make_worker=Hanging) == {}
+    assert hung.exists() and bar.done == bar.total == 14  # 27 images, 2 a unit
+    assert find(store, plan.quality("charcoal").path)
+
+
+def test_a_full_store_ends_the_run_and_blames_no_concept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, plan = LocalStore(tmp_path / "farm"), plan_of(tmp_path / "farm", cluster={"cpus": 2})
+    ingest(store, plan, lambda done, total: None)
+    select(store, plan)
+
+    class Full(Worker):
+        def work(self, unit: Unit) -> None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+            super().work(unit)
+
+    with cluster.connected(plan.config.cluster), pytest.raises(StoreError, match="is full"):
+        cluster.edit_concepts(store, plan, ["charcoal"], Counted(), Stop(), make_worker=Full)

@@ -86,7 +86,7 @@ def kill_when(config: Path, reached: Callable[[], bool]) -> None:
 
 def committed(store: Path) -> dict[str, int]:
     """When each finished unit of work was written: units of edits, and manifests."""
-    names = [*store.glob("*/*/*/measures/*.parquet"), *store.glob("*/**/manifest.json")]
+    names = [*store.glob("*/*/*/receipts/*.json"), *store.glob("*/**/manifest.json")]
     return {str(path.relative_to(store)): path.stat().st_mtime_ns for path in names}
 
 
@@ -106,8 +106,8 @@ def test_killed_in_every_stage(tmp_path: Path) -> None:
 
     config, store = configs[1], stores[1]
     moments: dict[str, Callable[[], bool]] = {
-        "comparison": lambda: any(store.glob("comparisons/*/*/measures/*.parquet")),
-        "edits": lambda: any(store.glob("edits/*/*/measures/*.parquet")),
+        "comparison": lambda: any(store.glob("comparisons/*/*/receipts/*.json")),
+        "edits": lambda: any(store.glob("edits/*/*/receipts/*.json")),
         # Ray Train knows of a checkpoint only when it has noted it: at the second one it has noted the first.
         "base": lambda: len([*store.glob("scratch/base-*/**/checkpoint.safetensors")]) > 1,
         "ranks": lambda: any(store.glob("scratch/ranks-*/**/rounds.json")),

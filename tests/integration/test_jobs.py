@@ -1,0 +1,223 @@
+"""Farms submitted as jobs to a real Ray head, by the commands of docs/cluster.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+from ray.job_submission import JobSubmissionClient
+
+from farm.config_file import load_config
+from farm.plan import make_plan
+from farm.queue import Queue
+from farm.registry import Registry
+from farm.store import LocalStore
+
+pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.timeout(420)]
+
+ROOT = Path(__file__).parents[2]
+RAY = Path(sys.executable).with_name("ray")
+TRAIN = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3, "adversarial_weight": 0, "l1_weight": 1}
+FARM: dict[str, Any] = {
+    "name": "submitted",
+    "sources": {"kind": "bundled", "size": 32, "crops_per_photo": 4},
+    "selection": {"clusters": 8},
+    "catalogue": [
+        {"id": style, "prompt": f"in the style {style}", "editor": {"kind": "procedural"}}
+        for style in ("charcoal", "sepia")
+    ],
+    "model": {"channels": 8},
+    "base": {"concepts": ["charcoal"], "train": TRAIN},
+    "ranks": {"concepts": ["sepia"], "train": TRAIN},
+    "adapters": {"train": TRAIN, "max_l1_ratio": 100},
+}
+NOT_A_NETWORK = b"not a network"
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listening.getsockname()[1] for listening in sockets]
+    for listening in sockets:
+        listening.close()
+    return ports
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head: its job server, the environment of its operator, and where it keeps its logs."""
+
+    url: str
+    gcs: str
+    environment: dict[str, str]
+
+    @property
+    def token_file(self) -> Path:
+        return Path(self.environment["HOME"]) / ".ray" / "auth_token"
+
+    def answer(self, token: str | None) -> int:
+        """The status with which the job server answers a bearer of this token."""
+        headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        return httpx.get(f"{self.url}/api/jobs/", headers=headers, timeout=30).status_code
+
+    def submit(self, name: str, job: str, config: Path) -> subprocess.Popen[str]:
+        command = [RAY, "job", "submit", f"--address={self.url}", f"--submission-id={name}", f"--working-dir={ROOT}"]
+        command += ["--", sys.executable, f"jobs/{job}.py", "--config", config]
+        return subprocess.Popen(
+            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def ended(self, name: str, submitted: subprocess.Popen[str]) -> tuple[int | None, str]:
+        """The exit status of the job's driver, and what it printed; the command fails if and only if the driver did."""
+        printed, _ = submitted.communicate(timeout=240)
+        client = JobSubmissionClient(self.url, headers={"Authorization": f"Bearer {self.token_file.read_text()}"})
+        status = client.get_job_info(name).driver_exit_code
+        assert submitted.returncode == min(status or 0, 1), printed
+        return status, client.get_job_logs(name)
+
+    def farm(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from farm.cli import main; main()", *map(str, arguments)]
+        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """`ray start --head` with a token of its own, ended with all that it started."""
+    home = tmp_path_factory.mktemp("home")
+    logs = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: Ray's sockets lie in it, and Linux allows 107 bytes
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    environment["COLUMNS"] = "200"
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    gcs, dashboard, client, *agents = free_ports(7)
+    names = (
+        "dashboard-agent-listen-port",
+        "dashboard-agent-grpc-port",
+        "runtime-env-agent-port",
+        "metrics-export-port",
+    )
+    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    command += [f"--temp-dir={logs}", *(f"--{name}={port}" for name, port in zip(names, agents, strict=True))]
+    with (logs / "started").open("w") as output:
+        started = psutil.Popen(command, env=environment, stdout=output, stderr=output)
+    running = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
+    try:
+        deadline = time.monotonic() + 90
+        while not _listens(dashboard) or running.answer(running.token_file.read_text()) != 200:
+            assert started.poll() is None and time.monotonic() < deadline, (logs / "started").read_text()
+            time.sleep(0.2)
+        yield running
+    finally:
+        family = [*started.children(recursive=True), started]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, timeout=30)
+        shutil.rmtree(logs, ignore_errors=True)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as caller:
+        return caller.connect_ex(("127.0.0.1", port)) == 0
+
+
+def write(folder: Path, name: str, **changes: Any) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**FARM, "store": str(folder / "store"), **changes}))
+    return path
+
+
+def test_who_has_no_token_is_refused(head: Head) -> None:
+    assert head.answer(None) in (401, 403)
+    assert head.answer("0" * 64) in (401, 403)
+
+
+def test_jobs(head: Head, tmp_path: Path) -> None:
+    config = write(tmp_path, "farm")
+
+    # Submitted twice at once: both end well, and what one makes the other does not make again.
+    both = {name: head.submit(name, "run_farm", config) for name in ("first", "second")}
+    for status, printed in [head.ended(name, submitted) for name, submitted in both.items()]:
+        assert status == 0, printed
+        assert "Traceback" not in printed
+    store = LocalStore(tmp_path / "store")
+    begun = Counter(
+        event["stage"]
+        for key in store.list("runs/")
+        if key.endswith("/events.jsonl")
+        for event in map(json.loads, store.get(key).splitlines())
+        if event["state"] == "started"
+    )
+    assert {stage: begun[stage] for stage in ("sources", "selection", "edits", "base", "ranks")} == {
+        "sources": 1, "selection": 1, "edits": 1, "base": 1, "ranks": 1
+    }  # fmt: skip
+    published = Registry(store).list()
+    assert {name: entry.version for name, entry in published.items()} == {"charcoal": 1, "sepia": 1}
+    plan = make_plan(load_config(config))
+    assert {entry.digest for entry in published.values()} == {plan.adapter(name).digest for name in published}
+    queue = Queue(store, "adapters")
+    assert not queue.pending() and not queue.failed()
+    assert stat.S_IMODE(head.token_file.stat().st_mode) == 0o600
+
+    # Submitted again, there is nothing to do. A mistake in the configuration is exit status 2 and one sentence.
+    made = {key: store.get(key) for key in store.list()}
+    mistaken = write(tmp_path, "mistaken", stroe="/tmp")
+    again, refused = head.submit("again", "run_farm", config), head.submit("mistaken", "run_farm", mistaken)
+    status, printed = head.ended("again", again)
+    assert (status, "nothing to do" in printed) == (0, True), printed
+    assert {key: store.get(key) for key in store.list()} == made
+    status, printed = head.ended("mistaken", refused)
+    assert status == 2, printed
+    assert f"error: {mistaken}: unknown key stroe; did you mean store?" in printed
+    assert "Traceback" not in printed
+
+    # A concept that fails: exit status 1 and one sentence.
+    (tmp_path / "broken.onnx").write_bytes(NOT_A_NETWORK)
+    broken = {"id": "broken", "prompt": "nothing", "editor": {"kind": "onnx", "path": str(tmp_path / "broken.onnx")}}
+    config = write(tmp_path, "failing", catalogue=[*FARM["catalogue"], broken])
+    status, printed = head.ended("failing", head.submit("failing", "build_concepts", config))
+    assert status == 1, printed
+    assert "failed: 1 of 3 concepts" in printed and "broken.onnx" in printed
+    assert "Traceback" not in printed
+
+
+def test_preflight(head: Head, tmp_path: Path) -> None:
+    head.token_file.chmod(0o600)
+    config = write(tmp_path, "farm", cluster={"address": head.gcs})
+    looked = head.farm("preflight", "--config", config, "--json")
+    assert looked.returncode == 0, looked.stdout + looked.stderr
+    document = json.loads(looked.stdout)
+    found = {check["what"].partition(" (")[0]: check["found"] for check in document["checks"]}
+    assert found["cluster"].startswith("1 node: 2 CPUs")
+    assert found["stage edit"] == "a worker takes 1 CPU; 2 fit now"
+    [within] = [text for what, text in found.items() if what.startswith("node ")]
+    assert within.endswith("code, packages, clock and what it reads as here")
+    assert document["ok"] and all(check["state"] == "ok" for check in document["checks"]), document
+    assert not any(LocalStore(tmp_path / "store").list())
+
+    gpu = {"address": head.gcs, "edit": {"gpus": 1}, "adapters": {"cpus": 3}}
+    missing = {"encoder": "clip", "path": str(tmp_path / "clip")}
+    looked = head.farm("preflight", "--config", write(tmp_path, "large", cluster=gpu, text=missing), "--json")
+    assert looked.returncode == 1, looked.stderr
+    wrong = {
+        c["what"].partition(" (")[0]: c["found"] for c in json.loads(looked.stdout)["checks"] if c["state"] != "ok"
+    }
+    [node] = [text for what, text in wrong.items() if what.startswith("node ")]
+    assert "does not have" in node and "text.path" in node
+    assert "cluster.edit" in wrong["stage edit"] and "cluster.adapters" in wrong["stage adapters"]
+    assert len(wrong) == 3, wrong
