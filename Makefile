@@ -20,7 +20,7 @@ serve: install
 	$(BIN)/farm serve --config $(CONFIG)
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: install
 	$(BIN)/ruff check .

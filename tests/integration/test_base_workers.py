@@ -17,7 +17,6 @@ from farm.store import LocalStore, Store
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(560),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray Train's own, of Ray Data
 ]
 

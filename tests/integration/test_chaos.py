@@ -14,7 +14,7 @@ import pytest
 from chaos import Draw, Farm, calm_run, chaos_run
 from ray_nodes import Cluster, cluster_in
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.ray
 
 
 class Calm(NamedTuple):

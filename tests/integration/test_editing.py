@@ -27,7 +27,7 @@ from farm.stages.units import Unit, Worker
 from farm.stop import Stop
 from farm.store import LocalStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 CONCEPTS = ("ink", "snow", "rust")
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from onnx import TensorProto, helper
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 QUICK = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3, "adversarial_weight": 0, "l1_weight": 1}
 
@@ -61,7 +61,7 @@ def write_config(folder: Path, **changes: object) -> Path:
 
 def farm(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from farm.cli import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_failed_concept_does_not_stop_the_others(tmp_path: Path) -> None:

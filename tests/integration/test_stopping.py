@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,33 +21,38 @@ from farm.queue import Queue
 from farm.registry import Registry
 from farm.store import LocalStore
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.ray
 
 
-def start(config: Path) -> subprocess.Popen[str]:
+@contextmanager
+def run(config: Path) -> Iterator[subprocess.Popen[str]]:
+    """A driver, which is killed at the end of the block if it still runs."""
     command = [sys.executable, "-c", "from farm.cli import main; main()", "run", "--config", str(config)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    with subprocess.Popen(
         command,
         env=environment,
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
-    )
+    ) as driver:
+        try:
+            yield driver
+        finally:
+            driver.kill()
 
 
 def stop_when(config: Path, reached: Callable[[], bool], signal_number: int) -> tuple[int, str, float]:
     """Exit status, standard error, and the seconds from the signal to the end."""
-    driver = start(config)
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert driver.poll() is None and time.monotonic() < deadline, "the run did not get that far"
-        time.sleep(0.02)
-    asked = time.monotonic()
-    driver.send_signal(signal_number)
-    error = driver.communicate(timeout=100)[1]
-    return driver.returncode, error, time.monotonic() - asked
+    with run(config) as driver:
+        while not reached():
+            assert driver.poll() is None, "the run ended before it could be stopped"
+            time.sleep(0.02)
+        asked = time.monotonic()
+        driver.send_signal(signal_number)
+        error = driver.communicate()[1]
+        return driver.returncode, error, time.monotonic() - asked
 
 
 def test_stopped_by_sigterm_and_by_ctrl_c(tmp_path: Path) -> None:
@@ -78,8 +84,9 @@ def test_stopped_by_sigterm_and_by_ctrl_c(tmp_path: Path) -> None:
         assert len(queue.pending()) == len(plan.config.catalogue) and {i.attempts for i in queue.pending()} == {0}
     assert list(store.list("scratch/adapter-")), "those under way left a checkpoint"
 
-    driver = start(config)
-    assert (driver.communicate(timeout=200), driver.returncode)[1] == 0
+    with run(config) as driver:
+        driver.communicate()
+    assert driver.returncode == 0
     base = find(store, plan.base.path)
     assert base is not None and len(base.summary["resumed"]) == 1
     assert {name: entry.version for name, entry in Registry(store).list().items()} == dict.fromkeys(
