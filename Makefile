@@ -20,7 +20,7 @@ serve: install
 	$(BIN)/farm serve --config $(CONFIG)
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,6 +20,9 @@ from farm.standing import quarantined
 from farm.stop import Stop
 from farm.store import NotFoundError, Store
 
+ADAPTERS_A_PROCESS = 20
+"""Adapters a worker process trains before it is replaced, and what has leaked with it. Ray replaces one that has a GPU
+after every task, and the next takes seconds to import torch and to open the GPU."""
 REMEMBER_SECONDS = 60  # a priority changed by dropping and adding an item anew is seen this late
 
 Train = Callable[[Store, Plan, str, Line], None]
@@ -40,7 +43,11 @@ def train_adapter(store: Store, plan: Plan, concept_id: str, line: Line) -> None
 
     torch.set_num_threads(plan.config.cluster.adapters.cpus)
     device = "cuda" if plan.config.cluster.adapters.gpus and torch.cuda.is_available() else "cpu"
-    adapt.adapt(store, plan, concept_id, device=device, on_progress=line, should_stop=line.should_stop)
+    try:
+        adapt.adapt(store, plan, concept_id, device=device, on_progress=line, should_stop=line.should_stop)
+    finally:
+        if device == "cuda":
+            torch.cuda.empty_cache()  # others share the GPU while this process waits for its next adapter
 
 
 def train_adapters(
@@ -89,7 +96,7 @@ class _Adapters:
 
         self._store, self._plan, self._bar, self._stop, self._on_done = store, plan, bar, stop, on_done
         self._resources = plan.config.cluster.adapters
-        options = {**worker_options(self._resources), "max_retries": 0}
+        options = {**worker_options(self._resources), "max_retries": 0, "max_calls": ADAPTERS_A_PROCESS}
         self._remote = ray.remote(**options)(_train)
         self._given = ray.put((train, store, plan))
         self._queue, self._owner = Queue(store, "adapters", remember=REMEMBER_SECONDS), owner_name()
