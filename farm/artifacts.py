@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from farm.errors import UserError
-from farm.store import NotFoundError, Store
+from farm.errors import IntegrityError
+from farm.store import NotFoundError, Store, where
 
 MANIFEST = "manifest.json"
 PACKAGES = (
@@ -32,10 +32,6 @@ PACKAGES = (
 )  # those that shape results
 
 Document = TypeVar("Document", bound=BaseModel)
-
-
-class IntegrityError(UserError):
-    """The store holds something else than was put there; the sentence says what, where, and what to do."""
 
 
 def canonical_json(value: object) -> str:
@@ -60,7 +56,9 @@ def parse(kind: type[Document], data: bytes, *, store: Store, key: str, fix: str
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise IntegrityError(f"{store.url}/{key} is damaged ({place}: {first['msg']}): {fix} and run again.") from error
+        raise IntegrityError(
+            f"{where(store, key)} is damaged ({place}: {first['msg']}): {fix} and run again."
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +152,9 @@ def find(store: Store, path: str) -> Manifest | None:
         return None
     manifest = parse(Manifest, data, store=store, key=key, fix=f"delete the folder {path}")
     if manifest.path != path or manifest.spec.path != path or manifest.spec.digest != manifest.digest:
-        raise IntegrityError(f"{store.url}/{key} does not describe its folder: delete the folder {path} and run again.")
+        raise IntegrityError(
+            f"{where(store, key)} does not describe its folder: delete the folder {path} and run again."
+        )
     return manifest
 
 
@@ -226,15 +226,16 @@ class Artifact:
         """
         expected = self.manifest.files[name]
         path = self.manifest.path
+        key = f"{path}/{name}"
         try:
-            data = self.store.get(f"{path}/{name}")
+            data = self.store.get(key)
         except NotFoundError:
             problem = "is missing"
         else:
             if FileEntry.of(data) == expected:
                 return data
             problem = f"is not the file that was put there ({len(data)} bytes, {expected.size} expected)"
-        raise IntegrityError(f"{self.store.url}/{path}/{name} {problem}: delete the folder {path} and run again.")
+        raise IntegrityError(f"{where(self.store, key)} {problem}: delete the folder {path} and run again.")
 
 
 def open_artifact(store: Store, path: str) -> Artifact:

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake becomes."""
+"""Exceptions that become one sentence."""
 
 
 class UserError(Exception):
@@ -10,3 +10,7 @@ class UserError(Exception):
 
 class StoreError(UserError):
     """The store is full, away for too long, or may not be used: nothing can go on, and no concept is to blame."""
+
+
+class IntegrityError(UserError):
+    """The store holds something else than was put there; the sentence says what, where, and what to do."""

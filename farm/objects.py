@@ -15,9 +15,18 @@ UTF-8, and free of backslashes and control characters; anything else is a ValueE
 of another key.
 """
 
+import os
 import re
+import uuid
 from collections.abc import Iterator
-from typing import Protocol
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Protocol
+
+from farm.errors import IntegrityError
+
+LONGEST_SECONDS = 7 * 24 * 3600
+"""How long a presigned address can be good for: a week."""
 
 _SEGMENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
 
@@ -46,6 +55,14 @@ class StoreUnreachableError(OSError):
 
     def __str__(self) -> str:
         return f"the store {self.url} does not answer"
+
+
+class DamagedError(IntegrityError):
+    """The store gives back other bytes than were put, however often it is asked; the sentence names the object."""
+
+    @classmethod
+    def of(cls, key: str, url: str) -> "DamagedError":
+        return cls(f"The object {key} of the store {url} is damaged, its sha256 is another: delete it and run again.")
 
 
 class Store(Protocol):
@@ -85,9 +102,61 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove the object; removing what is not there is no error."""
 
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """`get(key)[start : start + length]`, without reading the rest; ValueError when either is negative."""
+
+    def download(self, key: str, path: Path) -> None:
+        """Write the object to a file, whole or not at all; NotFoundError when there is none.
+
+        For objects that memory should not hold. Raises OSError, as the file system says it, when the file cannot be
+        written.
+        """
+
+    def upload(self, key: str, path: Path) -> None:
+        """Put what a file holds, as `put` does; OSError when the file cannot be read. It must not change meanwhile."""
+
+    def presigned_url(self, key: str, seconds: int) -> str:
+        """An address that anyone can read the object from, without credentials; NotFoundError when there is none.
+
+        seconds: how long it is good for, at most LONGEST_SECONDS and at most as long as the credentials it was made
+        with; ValueError otherwise. A folder's addresses are good for ever, on its machine.
+        """
+
+
+def where(store: Store, key: str) -> str:
+    """An object's or a folder's address, for people."""
+    address, mark, options = store.url.partition("?")
+    return f"{address}/{key}{mark}{options}"
+
 
 def check_key(key: str) -> None:
     """ValueError unless the key follows the rules in the module's docstring."""
     for segment in key.split("/"):
         if not _SEGMENT.fullmatch(segment) or len(segment.encode()) > 255:
             raise ValueError(f"{key!r} is not a key: {segment!r} is empty, hidden, too long or not plain")
+
+
+def check_range(start: int, length: int) -> None:
+    """ValueError unless both can be counted in bytes."""
+    if start < 0 or length < 0:
+        raise ValueError(f"no object has {length} bytes from byte {start} on")
+
+
+def check_seconds(seconds: int) -> None:
+    """ValueError unless a presigned address can be good for so long."""
+    if not 1 <= seconds <= LONGEST_SECONDS:
+        raise ValueError(f"an address is good for 1 to {LONGEST_SECONDS} seconds, not {seconds}")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, moved to `path` when the body is done; gone, and `path` as it was, when the body raises."""
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        with part.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

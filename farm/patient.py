@@ -1,4 +1,4 @@
-"""A store that is waited for: a network file system that hangs for a minute should not end a run of days."""
+"""A store that is waited for: a network that is gone for a minute should not end a run of days."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
@@ -91,6 +92,18 @@ class PatientStore:
 
     def delete(self, key: str) -> None:
         self._patiently(lambda: self.store.delete(key))
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        return self._patiently(lambda: self.store.get_range(key, start, length))
+
+    def download(self, key: str, path: Path) -> None:
+        self._patiently(lambda: self.store.download(key, path))
+
+    def upload(self, key: str, path: Path) -> None:
+        self._patiently(lambda: self.store.upload(key, path))
+
+    def presigned_url(self, key: str, seconds: int) -> str:
+        return self._patiently(lambda: self.store.presigned_url(key, seconds))
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:

@@ -1,36 +1,22 @@
-"""Opening a store, and the store that is a folder; `farm.objects` says what a store is."""
+"""Opening a store by its address."""
 
-import errno
-import fcntl
-import hashlib
-import os
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from farm.errors import StoreError, UserError
-from farm.objects import NotFoundError, Store, StoreUnreachableError, check_key
+from farm.errors import UserError
+from farm.local import LocalStore
+from farm.objects import NotFoundError, Store, StoreUnreachableError, check_key, where
 
-__all__ = ["LocalStore", "NotFoundError", "Store", "StoreUnreachableError", "check_key", "open_store"]
-
-_LEFTOVER_SECONDS = 24 * 3600.0  # no writer takes a day to prepare one object: what is older was left by a killed one
-_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-_LOOKS = 2  # for what is missing: the store may have come back between the first look and the proof that it is there
-# ENOENT: a missing object is looked for above; anything else that is missing was the store's.
-_AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOENT}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+__all__ = ["LocalStore", "NotFoundError", "Store", "StoreUnreachableError", "check_key", "open_store", "where"]
 
 
 def open_store(url: str, patience_seconds: float = 0) -> Store:
-    """Open `file:///absolute/path`, or a folder's path (relative to the working directory, `~` expanded).
+    """Open `file:///absolute/path`, a folder's path (relative to the working directory, `~` expanded) or `s3://`.
 
-    The folder is made when it is missing. patience_seconds: how long to wait for a store that goes away once it is
-    open. Raises UserError for any other scheme and for a folder that cannot be written.
+    `s3://bucket/prefix?endpoint_url=http://host:port&region=name`: all but the bucket can be left out, and
+    `farm.s3` says more. A folder is made when it is missing, a bucket is not. patience_seconds: how long to wait for
+    a store that goes away once it is open. Raises UserError for any other scheme, for a folder that cannot be
+    written and for a bucket that cannot be listed.
     """
     store = _opened(url)
     if not patience_seconds:
@@ -45,10 +31,14 @@ def _opened(url: str) -> Store:
     if not separator:
         return LocalStore(_start() / Path(url).expanduser())
     if scheme == "s3":
-        raise UserError(f"The store {url} is in S3, which is not built yet: name a local folder instead.")
+        from farm.s3 import open_s3
+
+        return open_s3(url)
     address = urlsplit(url)
     if scheme != "file" or address.netloc or address.path in ("", "/"):
-        raise UserError(f"The store {url} cannot be opened: write file:///absolute/path or a folder's path.")
+        raise UserError(
+            f"The store {url} cannot be opened: write file:///absolute/path, a folder's path or s3://bucket/prefix."
+        )
     return LocalStore(Path(unquote(address.path)))
 
 
@@ -56,217 +46,3 @@ def _start() -> Path:
     """Where a relative path starts: here, but at ~/e2gan-farm in a Ray job, whose own folder Ray deletes."""
     here = Path.cwd()
     return Path.home() / "e2gan-farm" if "working_dir_files" in here.parts else here
-
-
-@dataclass(frozen=True)
-class LocalStore:
-    """A folder as a store, shared by any number of threads and processes of one machine.
-
-    Writers prepare an object in `.store/tmp` and move it into place: `rename` for a put, and for a
-    put-if-absent `link`, which refuses to overwrite. Whatever replaces or removes an object does so under one
-    `flock`, which the kernel drops with its holder; hence nothing changes between a swap and the comparison
-    before it. Data is written and synced outside the lock.
-
-    Only opening makes the folder, and in it `.store/lock` with a name drawn at random. An open handle, and one
-    unpickled elsewhere, takes a folder without that name for the bare mount point of a store that is away, also when
-    another process has begun a new store there. Raises UserError when the folder cannot be used.
-    """
-
-    root: Path
-    _name: bytes = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        with suppress(FileNotFoundError):  # another process may sweep the same leftovers
-            for leftover in self._temporaries.glob("*"):
-                if time.time() - leftover.stat().st_mtime > _LEFTOVER_SECONDS:
-                    leftover.unlink()
-        try:
-            self._temporaries.mkdir(parents=True, exist_ok=True)
-            if not self._lock.exists():
-                new = self._temporaries / uuid.uuid4().hex
-                new.write_bytes(new.name.encode())
-                with suppress(FileExistsError):  # another process was faster
-                    self._lock.hardlink_to(new)
-                new.unlink()
-            self._lock.touch()
-            name = self._lock.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f"The store {self.root} cannot be used ({error.strerror}): name a folder that can be written."
-            ) from error
-        object.__setattr__(self, "_name", name)
-
-    @property
-    def url(self) -> str:
-        return self.root.as_uri()
-
-    def path(self, key: str) -> Path:
-        """Where the object lies, for tools that need a file. Only to read: writes go through the store."""
-        check_key(key)
-        return self.root / key
-
-    def get(self, key: str) -> bytes:
-        path = self.path(key)
-        with self._answering():
-            for _ in range(_LOOKS):
-                with suppress(*_MISSING):
-                    return path.read_bytes()
-                self._check()
-        raise NotFoundError(key, self.url)
-
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        data = self.get(key)
-        return data, hashlib.sha256(data).hexdigest()
-
-    def exists(self, key: str) -> bool:
-        path = self.path(key)
-        with self._answering():
-            for _ in range(_LOOKS):
-                if path.is_file():
-                    return True
-                self._check()
-        return False
-
-    def put(self, key: str, data: bytes) -> None:
-        path = self.path(key)
-        with self._answering(), self._prepared(path, data) as temporary, self._locked():
-            temporary.replace(path)
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        path = self.path(key)
-        with self._answering():
-            if path.is_file():
-                return False
-            with self._prepared(path, data) as temporary:
-                self._check()
-                try:
-                    path.hardlink_to(temporary)
-                except FileExistsError:
-                    if path.is_dir():
-                        raise
-                    return False
-        return True
-
-    def replace_if_match(self, key: str, data: bytes, etag: str) -> bool:
-        path = self.path(key)
-        if not self.exists(key):
-            return False
-        with self._answering(), self._prepared(path, data) as temporary, self._locked():
-            if not self.exists(key) or self.get_with_etag(key)[1] != etag:
-                return False
-            temporary.replace(path)
-        return True
-
-    def list(self, prefix: str = "") -> Iterator[str]:
-        if prefix:
-            check_key(prefix.removesuffix("/"))
-        with self._answering():
-            for _ in range(_LOOKS):
-                keys, gaps = _walk(self.root, prefix.rpartition("/")[0])
-                if keys and not gaps:
-                    break
-                self._check()
-        return iter(sorted(key for key in keys if key.startswith(prefix)))
-
-    def delete(self, key: str) -> None:
-        path = self.path(key)
-        with self._answering(), self._locked():
-            for _ in range(_LOOKS):
-                with suppress(*_MISSING):
-                    path.unlink()
-                    break
-                self._check()
-
-    @property
-    def _temporaries(self) -> Path:
-        return self.root / ".store" / "tmp"
-
-    @property
-    def _lock(self) -> Path:
-        return self.root / ".store" / "lock"
-
-    def _check(self) -> None:
-        """StoreUnreachableError unless the store is there: what is missing may be missing because all of it is."""
-        try:
-            if self._lock.read_bytes() != self._name:
-                raise StoreUnreachableError(self.url)
-        except OSError as error:
-            raise StoreUnreachableError(self.url) from error
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Say what an error means: that the store is away, full or not to be used."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno in _AWAY:
-                raise StoreUnreachableError(self.url) from error
-            self._check()
-            if error.errno in _FULL:
-                raise StoreError(
-                    f"The store {self.root} is full ({error.strerror}): free space on its disk or raise its limits."
-                ) from error
-            if error.errno in _FORBIDDEN:
-                raise StoreError(
-                    f"The store {self.root} cannot be used ({error.strerror}): check who owns it."
-                ) from error
-            raise
-
-    @contextmanager
-    def _prepared(self, path: Path, data: bytes) -> Iterator[Path]:
-        """A synced file with the data, for the body to move to `path`; gone afterwards, whatever happens."""
-        temporary = self._temporaries / f"{os.getpid()}-{uuid.uuid4().hex}"
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            self._make_folder(path.parent)
-            yield temporary
-            _sync_folder(path.parent)
-        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            raise ValueError(f"{path} would be both an object and a folder of objects") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _make_folder(self, folder: Path) -> None:
-        """Make a folder of the store, but never the store's own: that would be a new one where the old one was."""
-        if folder != self.root and not folder.is_dir():
-            self._make_folder(folder.parent)
-            folder.mkdir(exist_ok=True)
-            _sync_folder(folder.parent)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Exclude every other process and thread that would replace or remove an object."""
-        with self._lock.open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            try:
-                if file.read() != self._name:
-                    raise StoreUnreachableError(self.url)
-                yield
-            finally:
-                fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would leave it to a child forked meanwhile
-
-
-def _walk(root: Path, below: str) -> tuple[list[str], bool]:
-    """All keys in a folder, and whether folders were missing when they were looked into."""
-    keys: list[str] = []
-    errors: list[OSError] = []
-    for folder, folders, files in os.walk(root / below, onerror=errors.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(folder).relative_to(root)
-        keys += [(relative / name).as_posix() for name in files if not name.startswith(".")]
-    for error in errors:
-        if not isinstance(error, _MISSING):
-            raise error
-    return keys, bool(errors)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename or a link in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,17 +1,65 @@
-"""How the suite is run: tests that start a Ray come first, one after another."""
+"""Servers of S3 that tests share: one in Python, and a real one where its programs are there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+import rgw
 
-RAY_SECONDS = 900
-"""When a test that starts a Ray hangs: several times what any takes on a busy machine of two cores."""
+BUCKET = "farm"
+
+pytest.register_assert_rewrite("stores")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under xdist's `--dist loadgroup` they share one worker: two Rays at once on two cores starve each other."""
-    for item in items:
-        if item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-            item.add_marker(pytest.mark.timeout(RAY_SECONDS))
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+@pytest.fixture(scope="session")
+def s3_keys() -> Iterator[None]:
+    """The credentials of both servers, and nobody else's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ACCESS_KEY_ID", rgw.ACCESS_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", rgw.SECRET_KEY)
+        patch.setenv("AWS_CONFIG_FILE", "/dev/null")
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "100")  # a page of a listing: short ones make tests of many quick
+        yield
+
+
+@pytest.fixture(scope="session")
+def moto_bucket(s3_keys: None) -> Iterator[str]:
+    """The address of an empty bucket on a server that checks no credentials, no checksums and no expiry."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield _make_bucket(f"http://{host}:{port}")
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def ceph(s3_keys: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[rgw.Ceph]:
+    """What gateways stand on, started once; skips the test when it is not installed."""
+    if missing := rgw.missing():
+        pytest.skip(f"not installed: {', '.join(missing)} (apt-get install ceph-mon ceph-osd radosgw)")
+    folder: Path = tmp_path_factory.mktemp("ceph")
+    with rgw.ceph(folder) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def rgw_bucket(ceph: rgw.Ceph) -> str:
+    """The address of a bucket on Ceph's gateway. A test that kills a gateway starts one of its own."""
+    return _make_bucket(rgw.Gateway(ceph).start().endpoint)
+
+
+def _make_bucket(endpoint: str) -> str:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=endpoint)
+    client.create_bucket(Bucket=BUCKET)
+    client.close()
+    return f"s3://{BUCKET}?endpoint_url={endpoint}"

@@ -141,9 +141,15 @@ def test_ray_has_its_places() -> None:
     assert not found, refused(found)
 
 
-def test_boto3_only_in_the_store() -> None:
+def test_boto3_only_in_the_store_of_s3() -> None:
     s3 = {"boto3", "botocore", "s3transfer"}
-    found = [i for i in EVERYTHING if i.package in s3 and i.file != "farm/store.py"]
+    found = [i for i in EVERYTHING if i.package in s3 and i.file not in ("farm/s3.py", "farm/s3_client.py")]
+    assert not found, refused(found)
+
+
+def test_boto3_is_loaded_only_for_a_store_in_s3() -> None:
+    s3 = ("farm/s3.py", "farm/s3_client.py")
+    found = [i for i in EVERYTHING if i.module in map(module_name, s3) and i.file not in s3 and i.when == "import"]
     assert not found, refused(found)
 
 

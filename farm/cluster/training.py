@@ -7,6 +7,7 @@ from typing import Any
 
 from farm.artifacts import find
 from farm.cluster.placement import bundle
+from farm.cluster.scratch import scratch
 from farm.cluster.watch import WORKER_RETRIES, followed, in_thread, user_error
 from farm.plan import Plan
 from farm.progress import Bar
@@ -25,14 +26,13 @@ def pretrain_base(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
     """
     from ray.exceptions import RayActorError
 
-    scratch = f"{store.url}/scratch"
     name = f"base-{plan.base.digest}"
     with followed(lambda told: bar.update(*told["base"]), stop) as line:
         progress = line("base")
         settings = {"store": store, "plan": plan, "on_progress": progress, "should_stop": progress.should_stop}
         for retries_left in reversed(range(WORKER_RETRIES + 1)):
             try:
-                in_thread(_trainer(plan, settings, scratch, name).fit, stop)
+                in_thread(_trainer(plan, settings, name).fit, stop)
                 break
             except Exception as error:
                 if mistake := user_error(error):
@@ -42,14 +42,15 @@ def pretrain_base(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
                     raise
     if find(store, plan.base.path) is None:
         raise StoppedError
-    _clear(f"{scratch}/{name}")
+    _clear(store, name)
 
 
-def _trainer(plan: Plan, settings: dict[str, Any], scratch: str, name: str) -> Any:
+def _trainer(plan: Plan, settings: dict[str, Any], name: str) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     base, resources = plan.config.base, plan.config.cluster.base
+    system, folder = scratch(settings["store"])
     scaling: dict[str, Any] = {
         "num_workers": base.workers if base.min_workers in (None, base.workers) else (base.min_workers, base.workers),
         "use_gpu": resources.gpus > 0,
@@ -62,7 +63,8 @@ def _trainer(plan: Plan, settings: dict[str, Any], scratch: str, name: str) -> A
         scaling_config=ScalingConfig(**scaling),
         run_config=RunConfig(
             name=name,
-            storage_path=scratch,
+            storage_path=folder,
+            storage_filesystem=system,
             failure_config=FailureConfig(max_failures=WORKER_RETRIES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -83,7 +85,7 @@ def search_ranks(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
     started = time.monotonic()
     resources = plan.config.cluster.ranks
     concepts = usable(store, plan, plan.config.ranks.concepts)
-    scratch = f"{store.url}/scratch"
+    system, folder = scratch(store)
     name = f"ranks-{plan.ranks.digest}"
 
     def show(told: dict[str, tuple[int, int, str]]) -> None:
@@ -99,9 +101,14 @@ def search_ranks(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
 
         place = tune.PlacementGroupFactory([bundle(resources)], bundle_label_selector=[resources.labels])
         trainable = tune.with_resources(trial, place)
-        folder = f"{scratch}/{name}"
-        if tune.Tuner.can_restore(folder):
-            tuner = tune.Tuner.restore(folder, trainable, resume_unfinished=True, resume_errored=True)
+        if tune.Tuner.can_restore(f"{folder}/{name}", storage_filesystem=system):
+            tuner = tune.Tuner.restore(
+                f"{folder}/{name}",
+                trainable,
+                resume_unfinished=True,
+                resume_errored=True,
+                storage_filesystem=system,
+            )
         else:
             tuner = tune.Tuner(
                 trainable,
@@ -109,7 +116,8 @@ def search_ranks(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
                 tune_config=tune.TuneConfig(max_concurrent_trials=resources.workers),
                 run_config=tune.RunConfig(
                     name=name,
-                    storage_path=scratch,
+                    storage_path=folder,
+                    storage_filesystem=system,
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=WORKER_RETRIES),
                 ),
@@ -119,12 +127,10 @@ def search_ranks(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
         raise user_error(error) or error
     searched = {result.config["concept"]: [RankRound(**r) for r in result.metrics["rounds"]] for result in results}
     ranks.commit_ranks(store, plan, searched, wall_seconds=time.monotonic() - started)
-    _clear(folder)
+    _clear(store, name)
 
 
-def _clear(folder: str) -> None:
+def _clear(store: Store, name: str) -> None:
     """Remove the checkpoints of a run that is over."""
-    from pyarrow import fs
-
-    system, path = fs.FileSystem.from_uri(folder)
-    system.delete_dir(path)
+    system, folder = scratch(store)
+    system.delete_dir(f"{folder}/{name}")

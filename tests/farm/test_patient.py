@@ -61,18 +61,24 @@ class Flaky(LocalStore):
     replace_if_match = losing(LocalStore.replace_if_match)
     list = losing(LocalStore.list)
     delete = losing(LocalStore.delete)
+    get_range = losing(LocalStore.get_range)
+    download = losing(LocalStore.download)
+    upload = losing(LocalStore.upload)
+    presigned_url = losing(LocalStore.presigned_url)
 
 
 FATES = st.lists(st.sampled_from(["lost", "answer lost", "answered"]), max_size=5)
 KEYS = st.sampled_from(["a", "b/c", "b/d"])
-METHODS = st.sampled_from(["put", "put_if_absent", "replace_if_match", "replace another", "delete", "get", "list"])
+METHODS = st.sampled_from(
+    ["put", "put_if_absent", "replace_if_match", "replace another", "delete", "get", "list", "upload", "download"]
+)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(METHODS, KEYS, FATES), max_size=8))
 def test_it_does_what_a_dict_would_whatever_is_lost(steps):
     with tempfile.TemporaryDirectory() as folder:
-        flaky = Flaky(Path(folder))
+        flaky, file = Flaky(Path(folder) / "store"), Path(folder) / "file"
         store, model = PatientStore(flaky, 60), {}
         for number, (method, key, fates) in enumerate(steps):
             data = str(number).encode()
@@ -94,6 +100,14 @@ def test_it_does_what_a_dict_would_whatever_is_lost(steps):
                 model.pop(key, None)
             elif method == "list":
                 assert list(store.list()) == sorted(model)
+            elif method == "upload":
+                file.write_bytes(data)
+                store.upload(key, file)
+                model[key] = data
+            elif method == "download" and key in model:
+                store.download(key, file)
+                assert file.read_bytes() == store.get_range(key, 0, 9) == model[key]
+                assert store.presigned_url(key, 60).endswith(key)
             else:
                 assert store.exists(key) == (key in model)
                 if key in model:

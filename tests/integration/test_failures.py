@@ -49,7 +49,7 @@ def write_config(folder: Path, **changes: object) -> Path:
         "model": {"channels": 8},
         "base": {"concepts": ["charcoal"], "train": QUICK},
         "ranks": {"concepts": ["sepia"], "train": QUICK},
-        "adapters": {"train": QUICK, "max_l1_ratio": 10},
+        "adapters": {"train": QUICK, "max_l1_ratio": 10, "gate": {"enabled": False}},
         "cluster": {"cpus": 2},
         **changes,
     }

@@ -45,7 +45,7 @@ FARM: dict[str, Any] = {
     "model": {"channels": 8},
     "base": {"concepts": ["charcoal"], "train": TRAIN},
     "ranks": {"concepts": ["sepia"], "train": TRAIN},
-    "adapters": {"train": TRAIN, "max_l1_ratio": 100},
+    "adapters": {"train": TRAIN, "max_l1_ratio": 100, "gate": {"enabled": False}},
 }
 NOT_A_NETWORK = b"not a network"
 

@@ -56,7 +56,7 @@ CONFIG = {
         },
     },
     "ranks": {"concepts": ["sepia", "night"], "train": {**L1_ONLY, "epochs": 2}, "tolerance": 0.0, "patience": 3},
-    "adapters": {"train": {**L1_ONLY, "epochs": 4}, "max_l1_ratio": 10},
+    "adapters": {"train": {**L1_ONLY, "epochs": 4}, "max_l1_ratio": 10, "gate": {"enabled": False}},
     "cluster": {"cpus": 2, "base": {"cpus": 2}},
 }
 

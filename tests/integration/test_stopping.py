@@ -61,9 +61,9 @@ def test_stopped_by_sigterm_and_by_ctrl_c(tmp_path: Path) -> None:
         tmp_path / "farm.yaml",
         tmp_path / "farm",
         cluster={"cpus": 2, "grace_seconds": 60},
-        base__train__epochs=400,
+        base__train__epochs=60,
         base__train__checkpoint_every=never,
-        adapters__train__epochs=400,
+        adapters__train__epochs=60,
         adapters__train__checkpoint_every=never,
     )
     plan, store = make_plan(load_config(config)), LocalStore(tmp_path / "farm")

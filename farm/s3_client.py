@@ -1,0 +1,172 @@
+"""Talking to a server of S3: one client a process, what is sent again, and what an error means for a store."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import threading
+from typing import Any
+
+from boto3.session import Session
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    NoCredentialsError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.parsers import ResponseParserError
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from farm.errors import StoreError
+from farm.objects import DamagedError, NotFoundError, StoreUnreachableError
+
+ATTEMPTS = 4
+"""How often a request is sent that meets no answer or a busy server, and an object read whose bytes came torn."""
+CONNECT_SECONDS, READ_SECONDS = 5, 30
+CONNECTIONS = 32
+"""That threads share; more of them would each open another for every call."""
+FIRST_WAIT_SECONDS = 0.1
+"""Before an object is read again; the bound below which waits are drawn doubles from here."""
+
+NO_ANSWER = (
+    CredentialRetrievalError,
+    HTTPClientError,
+    IncompleteReadError,
+    MetadataRetrievalError,
+    NoConnectionError,
+    ResponseParserError,
+)
+"""What boto3 raises when nothing came back, or nothing that S3 says."""
+
+_TORN = {"BadDigest", "XAmzContentSHA256Mismatch"}  # what the server got is not what was sent
+_ONCE_MORE = {"ConditionalRequestConflict", "OperationAborted", *_TORN}
+_AWAY = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", *_ONCE_MORE}
+_AWAY_STATUS = {429, 500, 502, 503, 504}
+_FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
+_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired"}
+_ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
+_READS = {"GetObject", "HeadObject", "ListObjectsV2"}
+
+_clients: dict[tuple[int, str | None, str | None], Any] = {}
+_making = threading.Lock()
+os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
+
+
+def client_of(endpoint_url: str | None, region: str | None) -> Any:
+    """This process's boto3 client of an endpoint, for all its threads; a forked child gets connections of its own."""
+    who = os.getpid(), endpoint_url, region
+    with _making:
+        if who not in _clients:
+            _clients[who] = _new_client(endpoint_url, region)
+        return _clients[who]
+
+
+def forget_client(endpoint_url: str | None, region: str | None) -> None:
+    """Look for credentials and settings again at the next call."""
+    _clients.pop((os.getpid(), endpoint_url, region), None)
+
+
+def _new_client(endpoint_url: str | None, region: str | None) -> Any:
+    client = Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=region,
+        config=Config(
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            max_pool_connections=CONNECTIONS,
+            tcp_keepalive=True,
+            signature_version="s3v4",
+            request_checksum_calculation="when_required",  # Ceph ignores the newer ones: see _add_md5
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path" if endpoint_url else "auto"},
+        ),
+    )
+    for operation in ("PutObject", "UploadPart"):
+        client.meta.events.register(f"before-call.s3.{operation}", _add_md5)
+    return client
+
+
+def _add_md5(params: dict[str, Any], **_: Any) -> None:
+    body = params["body"]
+    if not isinstance(body, bytes):  # a part of a file
+        start = body.tell()
+        data = body.read()
+        body.seek(start)
+        body = data
+    md5 = hashlib.md5(body, usedforsecurity=False)
+    params["headers"]["Content-MD5"] = base64.b64encode(md5.digest()).decode()
+
+
+def retrying() -> Retrying:
+    """Repeats what boto3 does not: a read whose body came torn, and a write that met another or came torn."""
+
+    def again(error: BaseException) -> bool:
+        if isinstance(error, ClientError):
+            return code_of(error) in _ONCE_MORE
+        return isinstance(error, StoreUnreachableError | DamagedError)
+
+    return Retrying(
+        retry=retry_if_exception(again),
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=2),
+        reraise=True,
+    )
+
+
+def code_of(error: ClientError) -> str:
+    """As `NoSuchKey`; the answer to a HEAD has only a status, as `404`."""
+    return str(error.response["Error"].get("Code", ""))
+
+
+def spoken(error: BaseException | None) -> bool:
+    """False when what answered is no S3 server: its page has no code, and boto3 puts the status there."""
+    if not isinstance(error, ClientError):
+        return not isinstance(error, ResponseParserError)
+    code = code_of(error)
+    return bool(code) and (not code.isdigit() or error.operation_name == "HeadObject")
+
+
+def meaning(
+    error: BotoCoreError | ClientError | ResponseParserError, url: str, bucket: str, key: str | None
+) -> Exception:
+    """NotFoundError of the key; StoreUnreachableError for what may pass; StoreError for what is wrong for good."""
+    if isinstance(error, NO_ANSWER):
+        return StoreUnreachableError(url)
+    if isinstance(error, NoCredentialsError):
+        return StoreError(
+            f"There are no credentials for the store {url}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write "
+            "them to ~/.aws/credentials."
+        )
+    if not isinstance(error, ClientError):
+        return StoreError(f"The store {url} cannot be used ({str(error).rstrip('.')}): check the settings in ~/.aws.")
+    code, status = code_of(error), error.response["ResponseMetadata"]["HTTPStatusCode"]
+    if code == "NoSuchKey" and key is not None:
+        return NotFoundError(key, url)
+    if code in _FULL or status == 507:
+        return StoreError(f"The store {url} is full ({code}): free space there or raise its limits.")
+    if code in _AWAY or status in _AWAY_STATUS or not spoken(error):
+        return StoreUnreachableError(url)
+    if code == "NoSuchBucket":
+        return StoreError(f"The store {url} has no bucket {bucket}: make it, or correct the address.")
+    if code in _CREDENTIALS:
+        return StoreError(
+            f"The store {url} refuses the credentials ({code}): correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or the profile in ~/.aws/credentials."
+        )
+    if code == "RequestTimeTooSkewed":
+        return StoreError(f"The store {url} refuses this machine's clock ({code}): set it right.")
+    if code in _ELSEWHERE:
+        return StoreError(f"The store {url} is in another region ({code}): name it as region in the address.")
+    if status == 403:
+        done = "read" if error.operation_name in _READS else "written"
+        return StoreError(f"The store {url} may not be {done} with these credentials ({code}): have that granted.")
+    message = str(error.response["Error"].get("Message") or status).rstrip(".")
+    return StoreError(f"The store {url} refuses {error.operation_name} ({code}: {message}): check its settings.")
