@@ -344,7 +344,7 @@ def config_of(store: str, concepts: int, crops: int) -> Any:
             "model": {"channels": 8},
             "base": {"concepts": ["c-0000"], "train": QUICK},
             "ranks": {"concepts": ["c-0001"], "train": QUICK},
-            "adapters": {"train": QUICK, "max_l1_ratio": 100},
+            "adapters": {"train": QUICK, "max_l1_ratio": 100, "gate": {"enabled": False}},
             "cluster": {name: {"cpus": 1, "gpus": 1} for name in ("edit", "adapters")},
         }
     )

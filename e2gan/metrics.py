@@ -7,16 +7,25 @@ float `[n, 3, height, width]` in -1..1 or, as in `Pairs`, uint8 0..255, and are 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from e2gan.distances import few_images, frechet_distance, frechet_interval, kernel_distance
 from e2gan.features import FeatureExtractor, chunks
+
+Values = NDArray[np.float64]
+"""One number an image, `[n]`."""
+
+PerImage = Callable[[Tensor, Tensor], Tensor]
+"""A measure of two chunks of images, image by image, `[n]`."""
 
 PSNR_CAP = 100.0
 """The PSNR, in dB, given to identical images, whose own is infinite."""
@@ -48,7 +57,7 @@ def l1(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: not two equal stacks of at least one RGB image.
     """
-    return _mean(lambda x, y: (x - y).abs().mean(dim=(1, 2, 3)), a, b)
+    return _mean(_l1, a, b)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -57,12 +66,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     Raises:
         ValueError: not two equal stacks of at least one RGB image.
     """
-
-    def per_image(x: Tensor, y: Tensor) -> Tensor:
-        error = (x - y).double().square().mean(dim=(1, 2, 3))
-        return (10 * torch.log10(4 / error)).clamp(max=PSNR_CAP)
-
-    return _mean(per_image, a, b)
+    return _mean(_psnr, a, b)
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
@@ -74,32 +78,56 @@ def ssim(a: Tensor, b: Tensor) -> float:
         ValueError: not two equal stacks of at least one RGB image, or a side below 11 pixels.
     """
     _check_pair(a, b)
-    if min(a.shape[2:]) < 11:
-        raise ValueError(f"SSIM needs images of at least 11x11 pixels, not {a.shape[2]}x{a.shape[3]}")
-    window = torch.exp(-torch.arange(-5, 6, dtype=torch.float64).square() / (2 * 1.5**2))
-    window = window / window.sum()
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    return _mean(_ssim_of(a), a, b)
 
-    def band(size: int) -> Tensor:
-        """`[size - 10, size]`, the window in every row one further along: a convolution as a product."""
-        rows = torch.zeros(size - 10, size)
-        for offset, weight in enumerate(window.tolist()):
-            rows.diagonal(offset).fill_(weight)
-        return rows.to(a.device)
 
-    down, across = band(a.shape[2]), band(a.shape[3]).mT
+def each_image(a: Tensor, b: Tensor) -> dict[str, Values]:
+    """Every image's own `l1`, `psnr` and `ssim`: what the functions of these names are the means of.
 
-    def blur(x: Tensor) -> Tensor:
-        return down @ x @ across
+    Raises:
+        ValueError: as `ssim`.
+    """
+    _check_pair(a, b)
+    measures = {"l1": _l1, "psnr": _psnr, "ssim": _ssim_of(a)}
+    return {name: torch.cat([*_chunked(measure, a, b)]).cpu().numpy() for name, measure in measures.items()}
 
-    def per_image(x: Tensor, y: Tensor) -> Tensor:
-        mean_x, mean_y = blur(x), blur(y)
-        var_x, var_y = blur(x * x) - mean_x * mean_x, blur(y * y) - mean_y * mean_y
-        cov = blur(x * y) - mean_x * mean_y
-        luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
-        return (luminance * (2 * cov + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
 
-    return _mean(per_image, a, b)
+def mean_interval(
+    values: Values, *, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """A percentile bootstrap interval of the mean of `[n]` values: the images are drawn anew, with replacement.
+
+    It knows nothing of images that are alike, such as crops of one photograph, and is then too narrow.
+    """
+    draws = np.random.default_rng(seed)
+    means = [values[draws.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def variety(images: Tensor) -> float:
+    """How much two of the images differ: the root mean square over all pairs and all values, 0..2 in -1..1.
+
+    Raises:
+        ValueError: fewer than two images.
+    """
+    n = len(images)
+    if n < 2:
+        raise ValueError(f"variety is of at least two images, not {n}")
+    # The mean square over pairs is twice the variance, taken with n - 1.
+    mean = sum(chunk.double().sum(dim=0) for chunk in chunks(images)) / n
+    squares = sum(float((chunk.double() - mean).square().sum()) for chunk in chunks(images))
+    return math.sqrt(2 * squares / (n - 1) / images[0].numel())
+
+
+def contrast(images: Tensor) -> float:
+    """How far an image is from one colour: its values' root mean square distance from its mean colour, averaged."""
+    total = 0.0
+    for chunk in chunks(images):
+        x = chunk.double()
+        total += float((x - x.mean(dim=(2, 3), keepdim=True)).square().mean(dim=(1, 2, 3)).sqrt().sum())
+    return total / len(images)
 
 
 def evaluate(
@@ -170,12 +198,55 @@ def _check_finite(images: Tensor, problem: str) -> None:
         raise ValueError(problem)
 
 
-def _mean(per_image: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> float:
-    """The mean over images of a per-image measure `[n]`, chunk by chunk, summed in float64."""
+def _l1(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).abs().mean(dim=(1, 2, 3))
+
+
+def _psnr(x: Tensor, y: Tensor) -> Tensor:
+    error = (x - y).double().square().mean(dim=(1, 2, 3))
+    return (10 * torch.log10(4 / error)).clamp(max=PSNR_CAP)
+
+
+def _ssim_of(images: Tensor) -> PerImage:
+    """The measure for stacks of these images' size."""
+    if min(images.shape[2:]) < 11:
+        raise ValueError(f"SSIM needs images of at least 11x11 pixels, not {images.shape[2]}x{images.shape[3]}")
+    window = torch.exp(-torch.arange(-5, 6, dtype=torch.float64).square() / (2 * 1.5**2))
+    window = window / window.sum()
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+
+    def band(size: int) -> Tensor:
+        """`[size - 10, size]`, the window in every row one further along: a convolution as a product."""
+        rows = torch.zeros(size - 10, size)
+        for offset, weight in enumerate(window.tolist()):
+            rows.diagonal(offset).fill_(weight)
+        return rows.to(images.device)
+
+    down, across = band(images.shape[2]), band(images.shape[3]).mT
+
+    def blur(x: Tensor) -> Tensor:
+        return down @ x @ across
+
+    def per_image(x: Tensor, y: Tensor) -> Tensor:
+        mean_x, mean_y = blur(x), blur(y)
+        var_x, var_y = blur(x * x) - mean_x * mean_x, blur(y * y) - mean_y * mean_y
+        cov = blur(x * y) - mean_x * mean_y
+        luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+        return (luminance * (2 * cov + c2) / (var_x + var_y + c2)).mean(dim=(1, 2, 3))
+
+    return per_image
+
+
+def _mean(measure: PerImage, a: Tensor, b: Tensor) -> float:
     _check_pair(a, b)
-    with torch.no_grad():
-        both = zip(chunks(a), chunks(b), strict=True)
-        return sum(float(per_image(x, y).double().sum()) for x, y in both) / len(a)
+    return sum(float(values.sum()) for values in _chunked(measure, a, b)) / len(a)
+
+
+@torch.no_grad()
+def _chunked(measure: PerImage, a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """The measure of every image, chunk by chunk, in float64."""
+    for x, y in zip(chunks(a), chunks(b), strict=True):
+        yield measure(x, y).double()
 
 
 def _check_pair(a: Tensor, b: Tensor) -> None:

@@ -1,4 +1,5 @@
-"""The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `edit` and `serve`."""
+"""The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
+`unpublish`, `history`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit` and `serve`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm import cli_concepts, cli_preflight, cli_queue, cli_teachers
+from farm import cli_concepts, cli_hub, cli_preflight, cli_queue, cli_registry, cli_store, cli_teachers
 from farm.config import FarmConfig
 from farm.config_file import load_config
 from farm.errors import UserError
@@ -26,6 +27,15 @@ app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(cli_teachers.app, name="teachers")
 app.add_typer(cli_queue.app, name="queue")
 app.command()(cli_preflight.preflight)
+app.command()(cli_registry.publish)
+app.command()(cli_registry.rollback)
+app.command()(cli_registry.unpublish)
+app.command()(cli_registry.history)
+app.command()(cli_store.lineage)
+app.command()(cli_store.gc)
+app.command()(cli_store.verify)
+app.command()(cli_store.sync)
+app.command()(cli_hub.push_hub)
 
 
 @app.command()
@@ -98,8 +108,9 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
     for row in found["concepts"]:
         scores = row["metrics"]
         ratio = f"{scores['l1']:.3f} / {scores['l1_untouched']:.3f}" if scores else "-"
-        version = f"v{row['published']}" if row["published"] else "-"
         stages = row["stages"]
+        held = stages["published"] if stages["published"] in ("quarantined", "withdrawn") else ""
+        version = ", ".join(filter(None, (f"v{row['published']}" if row["published"] else "", held))) or "-"
         adapter = f"{stages['adapter']} ({row['error']})" if row["error"] else stages["adapter"]
         table.add_row(row["id"], row["role"], stages["edits"], escape(adapter), version, ratio)
     console = Console()
@@ -172,7 +183,7 @@ def serve_arguments(config: FarmConfig) -> dict[str, Any]:
 
 
 def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:
-    from farm.store import open_store
+    from farm.store import open_store, where
 
     concepts = len(config.catalogue)
     screen.table(f"failed: {len(outcome.failures)} of {concepts} concepts", outcome.failures)
@@ -184,7 +195,7 @@ def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:
     if outcome.seconds:
         screen.say(", ".join(f"{name} {seconds:.0f} s" for name, seconds in outcome.seconds.items()))
     if outcome.report:
-        screen.say(f"report: {open_store(config.store).url}/{outcome.report}")
+        screen.say(f"report: {where(open_store(config.store), outcome.report)}")
 
 
 def main() -> None:

@@ -85,12 +85,13 @@ def compare(
 
 def _choice(run: Any, concept_id: str, sheets: Path | None) -> dict[str, Any]:
     from farm.artifacts import open_artifact
+    from farm.store import where
 
     artifact = open_artifact(run.store, run.plan.comparison(concept_id).path)
     if sheets is not None:
         write_whole(sheets / f"{concept_id}.webp", artifact.read("sheet.webp"))
     choice: dict[str, Any] = json.loads(artifact.read("choice.json"))
-    return choice | {"sheet": f"{run.store.url}/{artifact.manifest.path}/sheet.webp"}
+    return choice | {"sheet": where(run.store, f"{artifact.manifest.path}/sheet.webp")}
 
 
 def _show(config: FarmConfig, found: dict[str, dict[str, Any]]) -> None:

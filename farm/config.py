@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -95,23 +94,40 @@ class RanksConfig(_Section):
     patience: int = Field(default=1, ge=1)
 
 
+class GateConfig(_Section):
+    """What an adapter must show on the test split before it is published, besides `adapters.max_l1_ratio`.
+
+    enabled: with false it is asked for none of these. min_gain_over_base: by how much its L1 to the teacher is to be
+        smaller than that of the base without adapter, as a share of the latter; what an interval of the difference
+        leaves open is granted, and where the base has learned the concept itself nothing is asked but to be no worse.
+        max_distance_ratio: of its Fréchet distance to the untouched photos'; few test images make that unsure, and it
+        is not asked when left out. min_variety: how much its pictures differ from each other, as a share of what the
+        teacher's do. min_contrast: the same of how much a picture differs from one colour. max_latency_ms: of one edit
+        of `sources.size`, on the CPU of the worker that trains it; not asked when left out.
+    """
+
+    enabled: bool = True
+    min_gain_over_base: float = Field(default=0.02, ge=-1, lt=1)
+    max_distance_ratio: float | None = Field(default=None, gt=0)
+    min_variety: float = Field(default=0.3, ge=0, le=1)
+    min_contrast: float = Field(default=0.3, ge=0, le=1)
+    max_latency_ms: float | None = Field(default=None, gt=0)
+
+
 class AdaptersConfig(_Section):
     """One adapter a concept: its training, LoRA's settings, and when it is good enough to publish.
 
     max_l1_ratio: an adapter whose L1 to the teacher on the test split is more than this share of the untouched photo's
-        is kept but not published. max_attempts: tries before a concept is given up. lease_seconds: how long a worker
-        that fell silent keeps its concept.
+        is kept but not published; `gate` holds the other limits. max_attempts: tries before a concept is given up.
+        lease_seconds: how long a worker that fell silent keeps its concept.
     """
 
     train: TrainConfig = TrainConfig()
     lora: AdapterConfig = AdapterConfig()
     max_l1_ratio: float = Field(default=0.95, gt=0)
+    gate: GateConfig = GateConfig()
     max_attempts: int = Field(default=2, ge=1)
     lease_seconds: float = Field(default=300, gt=0)
-
-    def accept(self, scores: Mapping[str, Any]) -> bool:
-        """Whether an adapter with these test scores is good enough to publish."""
-        return bool(scores["l1"] <= self.max_l1_ratio * scores["l1_untouched"])
 
 
 class EvaluationConfig(_Section):

@@ -30,7 +30,7 @@ VERSIONS = {
     "representatives": 1,
     "base": 2,
     "ranks": 2,
-    "adapter": 2,
+    "adapter": 3,
 }
 """A stage's version, raised when its code comes to make other bytes of the same inputs."""
 

@@ -16,10 +16,12 @@ from farm.config import FarmConfig
 from farm.errors import UserError
 from farm.plan import make_plan
 from farm.progress import Screen
+from farm.publishing import due, unfit
 from farm.queue import Queue
+from farm.registry import Registry
 from farm.standing import quarantined, usable
 from farm.stop import Stop, StoppedError
-from farm.store import open_store
+from farm.store import open_store, where
 from farm.todo import make_todo
 from farm.turn import turn
 
@@ -182,7 +184,7 @@ class Run:
             from farm import cluster
             from farm.stages.pretrain import live_base
 
-            self.screen.say(f"the base, as it is trained: {self.store.url}/{live_base(self.plan)}/samples.webp")
+            self.screen.say(f"the base, as it is trained: {where(self.store, f'{live_base(self.plan)}/samples.webp')}")
             with self._stage("base") as bar:
                 cluster.pretrain_base(self.store, self.plan, bar, self.stop)
 
@@ -219,6 +221,8 @@ class Run:
             self.outcome.failures.setdefault(concept_id, "it has no edits: run jobs/build_concepts.py first")
 
         def done(concept_id: str) -> None:
+            if not due(Registry(self.store).record(concept_id), self.plan.adapter(concept_id).digest):
+                return
             if entry := publish(self.store, self.plan, concept_id):
                 self._event("publish", "done", concept=concept_id, version=entry.version)
 
@@ -285,22 +289,26 @@ class Run:
                 self.outcome.failures[concept.id] = f"quarantined: {reason}"
 
     def _unpublished(self) -> None:
-        """Note the adapters that exist but were not good enough to publish."""
+        """Note the adapters that exist but were not good enough to publish, or were taken out of service by hand."""
+        records = Registry(self.store).records()
         for concept in self.config.catalogue:
             manifest = find(self.store, self.plan.adapter(concept.id).path)
-            if manifest and not self.config.adapters.accept(manifest.summary["metrics"]):
-                scores = manifest.summary["metrics"]
+            record = records.get(concept.id)
+            if manifest is None or (record and record.published and record.digest == manifest.digest):
+                continue
+            if reason := unfit(self.plan, manifest):
+                self.outcome.unpublished[concept.id] = reason
+            elif not due(record, manifest.digest):
                 self.outcome.unpublished[concept.id] = (
-                    f"L1 to the teacher {scores['l1']:.3f} is over {self.config.adapters.max_l1_ratio:g} of the "
-                    f"untouched photo's {scores['l1_untouched']:.3f} (adapters.max_l1_ratio)"
+                    f"taken out of service by hand; `farm publish {concept.id}` puts it back"
                 )
 
     def _report(self) -> str:
         from farm.report import build_report
 
         key = f"runs/{self.outcome.run_id}/report.html"
-        failures = {**self.outcome.failures, **self.outcome.unpublished}
-        self.store.put(key, build_report(self.store, self.plan, failures=failures, stage_seconds=self.outcome.seconds))
+        failures, seconds = self.outcome.failures, self.outcome.seconds
+        self.store.put(key, build_report(self.store, self.plan, failures=failures, stage_seconds=seconds))
         self.store.put(f"runs/{self.outcome.run_id}/plan.json", json.dumps(self._addresses()).encode())
         return key
 

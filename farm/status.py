@@ -6,6 +6,7 @@ from typing import Any
 
 from farm.artifacts import find
 from farm.plan import Plan
+from farm.publishing import unfit
 from farm.queue import Queue
 from farm.registry import Registry
 from farm.standing import base_concepts, quarantined
@@ -15,18 +16,20 @@ from farm.store import Store
 def farm_status(store: Store, plan: Plan) -> dict[str, Any]:
     """`{"farm", "store", "stages": {stage: state}, "concepts": [{"id", "domain", "stages", "published", …}]}`.
 
-    A state is `done`, `missing`, `partial` (edits under way), `queued`, `running`, `quarantined` or `failed` (the last
-    two with `error`).
+    A state is `done`, `missing`, `partial` (edits under way), `queued`, `running`, `withdrawn` (an adapter that was
+    unpublished or rolled back), `quarantined` (edits not worth learning from, an adapter that the gate holds back) or
+    `failed` (the last two with `error`).
     """
     queue = Queue(store, "adapters")
     pending = {item.key for item in queue.pending()}
     leased = {lease.item.key for lease in queue.leased()}
     failed = {item.key: item for item in queue.failed()}
-    registry = Registry(store).list()
+    records = Registry(store).records()
     concepts = []
     for concept in plan.config.catalogue:
         adapter = find(store, plan.adapter(concept.id).path)
-        entry = registry.get(concept.id)
+        record = records.get(concept.id)
+        entry = record if record and record.published else None
         row: dict[str, Any] = {
             "id": concept.id,
             "prompt": concept.prompt,
@@ -45,6 +48,10 @@ def farm_status(store: Store, plan: Plan) -> dict[str, Any]:
         elif adapter is None and key in pending:
             row["stages"]["adapter"] = "running" if key in leased else "queued"
         row["stages"]["published"] = "done" if row["current"] else "missing"
+        if adapter and not row["current"] and (reason := unfit(plan, adapter)):
+            row["stages"]["published"], row["error"] = "quarantined", row["error"] or reason
+        if adapter and record and adapter.digest in record.withdrawn:
+            row["stages"]["published"] = "withdrawn"
         concepts.append(row)
     shared = {"sources": plan.sources, "selection": plan.selection, "base": plan.base, "ranks": plan.ranks}
     return {

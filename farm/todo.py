@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from farm.artifacts import find
 from farm.plan import Plan
+from farm.publishing import due, unfit
 from farm.registry import Registry
 from farm.standing import quarantined
 from farm.store import Store
@@ -52,7 +53,7 @@ def make_todo(store: Store, plan: Plan) -> Todo:
     ids = [concept.id for concept in plan.config.catalogue]
     comparisons = tuple(c for c in ids if plan.compared(c) and find(store, plan.comparison(c).path) is None)
     ids = [concept_id for concept_id in ids if quarantined(store, plan, concept_id) is None]
-    published = {name: entry.digest for name, entry in Registry(store).list().items()}
+    records = Registry(store).records()
     adapters = {concept_id: find(store, plan.adapter(concept_id).path) for concept_id in ids}
     return Todo(
         sources=find(store, plan.sources.path) is None,
@@ -65,7 +66,6 @@ def make_todo(store: Store, plan: Plan) -> Todo:
         publish=tuple(
             c
             for c, manifest in adapters.items()
-            if manifest is None
-            or (published.get(c) != manifest.digest and plan.config.adapters.accept(manifest.summary["metrics"]))
+            if manifest is None or (due(records.get(c), manifest.digest) and unfit(plan, manifest) is None)
         ),
     )

@@ -16,16 +16,18 @@ from typing import Any, Literal
 
 import jinja2
 
-from farm.artifacts import Artifact, IntegrityError, Manifest, Spec, find
+from farm.artifacts import Artifact, Manifest, Spec, find
 from farm.catalogue import Concept
+from farm.errors import IntegrityError
 from farm.plan import Plan
+from farm.publishing import unfit
 from farm.registry import Registry
 from farm.report.pictures import Facts, pictures_of
 from farm.report.teachers import teaching_facts
 from farm.standing import base_concepts
 from farm.store import Store
 
-State = Literal["published", "not published", "failed", "not made", "in the base"]
+State = Literal["published", "quarantined", "not published", "failed", "not made", "in the base"]
 
 STAGES = ("sources", "selection", "comparison", "edits", "quality", "base", "ranks", "adapter")
 CURVE_POINTS = 120
@@ -36,16 +38,18 @@ BINS = 60  # of the plot of ratios
 class Card:
     """All there is to say of one concept.
 
-    version: the registry's, whichever adapter that is. scores: `e2gan.metrics.Scores`; ratio: L1 as a share of the
-    untouched photo's, None where the teacher changes nothing. size: bytes of the adapter's weights.
+    version: the registry's, whichever adapter that is. forced: the judgement that its publication passed over.
+    scores: `farm.stages.assess.AdapterScores`; ratio: L1 as a share of the untouched photo's, None where the teacher
+    changes nothing. size: bytes of the adapter's weights.
     """
 
     concept: Concept
     role: Literal["base", "rank search", "adapter"]
     state: State
     reason: str
-    version: int | None
     path: str
+    version: int | None = None
+    forced: str | None = None
     scores: Mapping[str, Any] | None = None
     ratio: float | None = None
     picture: Facts | None = None
@@ -110,7 +114,7 @@ def collect(store: Store, plan: Plan, *, failures: Mapping[str, str], stage_seco
     cards.sort(key=lambda card: (math.inf if card.ratio is None else card.ratio, card.concept.id))
     ids = {concept.id for concept in concepts}
     trouble = [(name, "failed", reason) for name, reason in reasons.items() if name not in ids]
-    for state in ("failed", "not published", "not made"):
+    for state in ("failed", "quarantined", "not published", "not made"):
         trouble += sorted((card.concept.id, state, card.reason) for card in cards if card.state == state)
     manifests = {stage: [manifest] if manifest else [] for stage, manifest in made.items()}
     manifests |= {stage: [m for m in found if m] for stage, found in {**teaching, "adapter": adapters}.items()}
@@ -135,24 +139,27 @@ def card_of(
     store: Store, plan: Plan, concept: Concept, edits: Manifest | None, manifest: Manifest | None, failure: str | None
 ) -> Card:
     """One concept's card, `manifest` being its adapter's; `failure` is why it failed, if it did."""
-    config, path = plan.config, plan.adapter(concept.id).path
+    config, spec = plan.config, plan.adapter(concept.id)
     in_base, searched = concept.id in base_concepts(store, plan), concept.id in config.ranks.concepts
     facts: Facts = {"role": "base" if in_base else "rank search" if searched else "adapter"}
     facts["teacher"] = edits.summary["teacher"] if edits else None
-    entry = None
+    record = None
     try:
-        entry = Registry(store).get(concept.id)
+        record = Registry(store).record(concept.id)
         if manifest:
             facts |= adapter_facts(Artifact(store, manifest))
     except IntegrityError as error:
         failure = failure or str(error)
-    current = entry is not None and entry.adapter == path
-    limit = config.adapters.max_l1_ratio
-    state, reason = state_of(facts.get("scores"), limit, published=current, in_base=in_base, failure=failure)
-    version = entry.version if entry else None
+    entry = record if record and record.published else None
+    current = entry is not None and entry.adapter == spec.path
+    held = unfit(plan, manifest) if manifest else None
+    standing = {"published": current, "in_base": in_base, "withdrawn": bool(record and spec.digest in record.withdrawn)}
+    state, reason = state_of(manifest is not None, held, failure=failure, **standing)
     if entry and not current:
-        reason += f"; version {version} in the registry is another adapter"
-    return Card(concept=concept, state=state, reason=reason, version=version, path=path, **facts)
+        reason += f"; version {entry.version} in the registry is another adapter"
+    if entry:
+        facts |= {"version": entry.version, "forced": entry.forced if current else None}
+    return Card(concept=concept, state=state, reason=reason, path=spec.path, **facts)
 
 
 def adapter_facts(artifact: Artifact) -> Facts:
@@ -172,19 +179,18 @@ def adapter_facts(artifact: Artifact) -> Facts:
 
 
 def state_of(
-    scores: Mapping[str, Any] | None, limit: float, *, published: bool, in_base: bool, failure: str | None
+    made: bool, held: str | None, *, published: bool, withdrawn: bool, in_base: bool, failure: str | None
 ) -> tuple[State, str]:
-    """What became of a concept, and why it is not published. limit: `adapters.max_l1_ratio`."""
+    """What became of a concept, and why it is not published. held: why the gate does not let its adapter pass."""
     if failure:
         return "failed", failure
     if published:
         return "published", ""
-    if scores is None:
+    if not made:
         return ("in the base", "the base itself makes this edit") if in_base else ("not made", "no adapter yet")
-    if scores["l1"] > limit * scores["l1_untouched"]:
-        untouched = f"{limit:g} of the untouched photo's {scores['l1_untouched']:.3f}"
-        return "not published", f"L1 {scores['l1']:.3f} is more than {untouched} (adapters.max_l1_ratio)"
-    return "not published", "good enough, but not in the registry"
+    if held:
+        return "quarantined", held
+    return "not published", "taken out of service by hand" if withdrawn else "good enough, but not in the registry"
 
 
 def base_facts(artifact: Artifact) -> Facts:

@@ -24,7 +24,7 @@ from farm.errors import UserError
 from farm.registry import Entry, Registry
 from farm.serve.listing import published
 from farm.stages.pretrain import read_base
-from farm.store import Store
+from farm.store import Store, where
 
 _log = logging.getLogger(__name__)
 
@@ -173,7 +173,8 @@ class AdapterBank:
         except ValueError:  # not even a slug
             entry = None
         if entry is None:
-            raise UnknownConceptError(concept, tuple(difflib.get_close_matches(concept, published(self._store))))
+            near = difflib.get_close_matches(concept, Registry(self._store).concepts())
+            raise UnknownConceptError(concept, tuple(published(self._store, near)))
         return entry
 
     def _load(self, entry: Entry) -> _Slot:
@@ -185,7 +186,7 @@ class AdapterBank:
             adapter = load(files, base=entry.base)
             generator = adapted_generator(base.config, base.weights, adapter)
         except ValueError as error:
-            raise UserError(f"{self._store.url}/{entry.adapter}: {error}.") from error
+            raise UserError(f"{where(self._store, entry.adapter)}: {error}.") from error
         owned = [
             tensor
             for name, tensor in generator.state_dict().items()

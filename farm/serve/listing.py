@@ -11,16 +11,24 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from farm.errors import UserError
-from farm.registry import Registry
+from farm.registry import Entry, Registry
 from farm.store import Store
 
 _log = logging.getLogger(__name__)
 
 
-def published(store: Store) -> list[str]:
-    """The ids of the published concepts, sorted."""
-    keys = store.list("registry/")
-    return [key.removeprefix("registry/").removesuffix(".json") for key in keys]
+def published(store: Store, concepts: Iterable[str]) -> dict[str, Entry]:
+    """Those of the concepts that are published. One whose record is damaged is logged and left out."""
+    found = {}
+    for concept in concepts:
+        try:
+            entry = Registry(store).get(concept)
+        except (UserError, ValueError) as error:
+            _log.warning("%s is not listed: %s", concept, error)
+        else:
+            if entry is not None:
+                found[concept] = entry
+    return found
 
 
 class Described(BaseModel):
@@ -38,7 +46,7 @@ class Listing:
 
     max_age: seconds after which the registry is read again.
 
-    A concept whose entry is damaged is logged and left out.
+    A concept whose record is damaged is logged and left out.
     """
 
     def __init__(self, store: Store, catalogue: Iterable[Described], *, max_age: float = 5.0) -> None:
@@ -53,17 +61,11 @@ class Listing:
         """Sorted by id: `id`, `prompt`, `domain` (None where unknown), `version`, `digest`, `metrics`."""
         with self._lock:
             if time.monotonic() >= self._list_at:
-                self._listed = [row for concept in published(self._store) if (row := self._row(concept))]
+                entries = published(self._store, Registry(self._store).concepts())
+                self._listed = [self._row(concept, entry) for concept, entry in entries.items()]
                 self._list_at = time.monotonic() + self._max_age
             return self._listed
 
-    def _row(self, concept: str) -> dict[str, Any] | None:
-        try:
-            entry = Registry(self._store).get(concept)
-        except (UserError, ValueError) as error:
-            _log.warning("%s is not listed: %s", concept, error)
-            return None
-        if entry is None:
-            return None
+    def _row(self, concept: str, entry: Entry) -> dict[str, Any]:
         described = self._catalogue.get(concept) or Described(id=concept)
         return described.model_dump() | entry.model_dump(include={"version", "digest", "metrics"})

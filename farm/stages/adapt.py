@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import safetensors.torch
 import torch
 
 from e2gan.batches import ConceptPairs
 from e2gan.checkpoint import CheckpointError
-from e2gan.infer import adapted_generator, base_generator
+from e2gan.infer import base_generator
 from e2gan.lora import new_adapter
 from e2gan.lora_attach import attach, extract
-from e2gan.lora_peft import load, save
-from e2gan.metrics import Scores
+from e2gan.lora_peft import save
 from e2gan.train import Progress, train
 from farm.artifacts import Manifest, commit, open_artifact
+from farm.card import Subject, model_card
+from farm.gate import judgement
 from farm.plan import Plan
 from farm.registry import Entry, Registry
+from farm.stages.assess import assess
 from farm.stages.compare import teacher_of
 from farm.stages.history import History
-from farm.stages.judge import judge, text_embedding
+from farm.stages.judge import text_embedding
 from farm.stages.pictures import picture_sheet, spread
 from farm.stages.pretrain import read_base
 from farm.stages.quality import edited_pairs
@@ -41,10 +43,10 @@ def adapt(
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Manifest:
-    """Commit `adapters/<concept>/<digest>`, judged as it is published: in fp16, merged into the base.
+    """Commit `adapters/<concept>/<digest>`, measured as it is published (`farm.stages.assess`).
 
     Files: `adapter_model.safetensors` and `adapter_config.json` in peft's format, `text.safetensors`, `metrics.json`,
-    `preview.webp` (rows: photos, teacher, adapter), `README.md`.
+    `preview.webp` (rows: photos, teacher, adapter), `README.md`, the model card.
 
     Until then `scratch/adapter-<digest>/checkpoint.safetensors` holds the last checkpoint, from which whoever trains
     this adapter next goes on; one that is damaged or does not fit is passed over.
@@ -94,14 +96,25 @@ def adapt(
         learn(None)
 
     files = save(extract(generator), base=plan.base.digest)
-    student = adapted_generator(model, weights, load(files, base=plan.base.digest))
-    scores, pictures = judge(store, plan, concept_id, student, text)
+    assessed = assess(store, plan, concept_id, files, text)
+    teacher = teacher_of(store, plan, concept_id)
+    assert teacher is not None  # a concept without one has no edits to learn from
+    subject = Subject(
+        teacher=teacher,
+        train_images=len(pairs),
+        train_photos=_photographs(store, plan, pairs.ids),
+        test_photos=_photographs(store, plan, assessed.ids),
+        in_base=assessed.checks["in_base"],
+        parameters=assessed.parameters,
+        scores=assessed.scores,
+    )
     files["text.safetensors"] = safetensors.torch.save({"text": text})
-    files["metrics.json"] = (json.dumps(scores, indent=1) + "\n").encode()
-    files["preview.webp"] = picture_sheet(spread(pictures, 6))
-    files["README.md"] = _card(plan, concept_id, teacher_of(store, plan, concept_id), scores).encode()
+    files["metrics.json"] = (json.dumps(assessed.scores, indent=1) + "\n").encode()
+    files["preview.webp"] = picture_sheet(spread(assessed.pictures, 6))
+    files["README.md"] = model_card(plan, concept_id, subject).encode()
     seconds = history.elapsed()
-    summary = {"metrics": scores, "losses": history.losses, "resumed": history.resumed, "pairs": len(pairs)}
+    learned = {"losses": history.losses, "resumed": history.resumed, "pairs": len(pairs)}
+    summary = {"metrics": assessed.scores, "checks": assessed.checks, **learned}
     manifest = commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
     store.delete(key)
     return manifest
@@ -119,32 +132,22 @@ def _kept(store: Store, key: str) -> tuple[History, bytes | None]:
     return History(), None
 
 
+def _photographs(store: Store, plan: Plan, image_ids: Sequence[str]) -> int:
+    """How many photographs these images are crops of."""
+    photos = json.loads(open_artifact(store, plan.sources.path).read("photos.json"))["photos"]
+    return sum(not set(image_ids).isdisjoint(photo["images"]) for photo in photos)
+
+
 def publish(store: Store, plan: Plan, concept_id: str) -> Entry | None:
-    """Point the registry at the concept's adapter; None where it is not good enough (`adapters.max_l1_ratio`)."""
+    """Point the registry at the concept's adapter; None where the gate does not let it pass (`farm.gate`)."""
     spec = plan.adapter(concept_id)
-    scores: Scores = json.loads(open_artifact(store, spec.path).read("metrics.json"))
-    if not plan.config.adapters.accept(scores):
+    adapter = open_artifact(store, spec.path).manifest
+    if judgement(plan, adapter):
         return None
     return Registry(store).publish(
-        concept_id, adapter=spec.path, digest=spec.digest, base=plan.base.digest, metrics=dict(scores)
+        concept_id,
+        adapter=spec.path,
+        digest=spec.digest,
+        base=plan.base.digest,
+        metrics=adapter.summary["metrics"],
     )
-
-
-def _card(plan: Plan, concept_id: str, teacher: str | None, scores: Scores) -> str:
-    """The adapter's model card."""
-    concept = plan.config.concept(concept_id)
-    distances = ", ".join(f"{name} {value:.3f}" for name, value in scores["frechet"].items())
-    return f"""---
-library_name: peft
-base_model: {plan.base.digest}
-tags: [e2gan, lora, image-to-image]
----
-# {concept.id}
-
-{concept.prompt}, learned from the `{teacher}` teacher. A LoRA adapter in peft's format for the E2GAN base
-`{plan.base.digest}`; read it with `e2gan.lora_peft.load`, which knows LoRA on transposed convolutions.
-
-On {scores["n"]} test images (values in -1..1): L1 to the teacher {scores["l1"]:.3f} (untouched photo
-{scores["l1_untouched"]:.3f}), PSNR {scores["psnr"]:.2f} dB, SSIM {scores["ssim"]:.3f}, {distances}.
-`preview.webp` shows photos, the teacher's edits and the adapter's.
-"""

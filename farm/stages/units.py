@@ -11,15 +11,15 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict
 
 from e2gan.pairs import Image, write_table
-from farm.artifacts import MANIFEST, FileEntry, IntegrityError, dump, parse
+from farm.artifacts import MANIFEST, FileEntry, dump, parse
 from farm.editors import Editor, EditorSettings, Failed, edit_seed, open_editor
-from farm.errors import UserError
+from farm.errors import IntegrityError, UserError
 from farm.plan import Plan
 from farm.quality.clip import ClipJudge
 from farm.quality.measure import Measures, measure, read_measures, write_measures
 from farm.stages.ingest import source_images
 from farm.stages.select import selected_ids
-from farm.store import NotFoundError, Store
+from farm.store import NotFoundError, Store, where
 
 UNIT_IMAGES = 50
 """Images a unit of work edits: what is redone when a worker dies."""
@@ -79,7 +79,7 @@ class Unit:
             return read_measures(store.get(key))
         except (NotFoundError, ValueError) as error:
             raise IntegrityError(
-                f"{store.url}/{key} is damaged ({error}): delete {self.receipt_key} and, if it is there, "
+                f"{where(store, key)} is damaged ({error}): delete {self.receipt_key} and, if it is there, "
                 f"{self.folder}/{MANIFEST}, and run again."
             ) from error
 

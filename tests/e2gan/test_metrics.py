@@ -13,7 +13,18 @@ from torch import Tensor
 
 from e2gan.distances import few_images, frechet_distance, frechet_interval, kernel_distance
 from e2gan.features import CHUNK, CachedFeatures, UntrainedFeatures
-from e2gan.metrics import PSNR_CAP, append_record, evaluate, l1, psnr, ssim
+from e2gan.metrics import (
+    PSNR_CAP,
+    append_record,
+    contrast,
+    each_image,
+    evaluate,
+    l1,
+    mean_interval,
+    psnr,
+    ssim,
+    variety,
+)
 from e2gan.pairs import to_bytes, to_unit
 
 
@@ -163,3 +174,50 @@ def test_parallel_writers_do_not_mix_their_lines(tmp_path: Path) -> None:
         list(pool.map(write, range(400)))
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted(record["number"] for record in records) == list(range(400))
+
+
+def test_each_image_has_what_the_means_are_of() -> None:
+    a, b = smooth(CHUNK + 3), smooth(CHUNK + 3, seed=1)
+    found = each_image(a, b)
+    for name, function in (("l1", l1), ("psnr", psnr), ("ssim", ssim)):
+        alone = [function(x[None], y[None]) for x, y in zip(a, b, strict=True)]
+        assert found[name] == pytest.approx(alone, abs=1e-6) and found[name].shape == (CHUNK + 3,)
+        assert found[name].mean() == pytest.approx(function(a, b), abs=1e-12)
+    with pytest.raises(ValueError, match="SSIM needs images of at least 11x11 pixels"):
+        each_image(a[..., :10], b[..., :10])
+
+
+@pytest.mark.parametrize("n", [2, 12, 300])
+def test_the_interval_of_a_mean_agrees_with_scipys_bootstrap(n: int) -> None:
+    from scipy.stats import bootstrap
+
+    values = np.random.default_rng(n).gamma(2.0, size=n)
+    found = mean_interval(values, resamples=9999, confidence=0.9, seed=1)
+    options = {"n_resamples": 9999, "confidence_level": 0.9, "method": "percentile", "vectorized": True}
+    theirs = bootstrap((values,), np.mean, rng=np.random.default_rng(2), **options).confidence_interval
+    assert found == pytest.approx((theirs.low, theirs.high), abs=0.1 * values.std() / np.sqrt(n))
+    assert mean_interval(values, seed=1) == mean_interval(values, seed=1)
+    assert n == 2 or mean_interval(values, seed=1) != mean_interval(values, seed=2)
+    json.dumps(found)
+
+
+def test_the_interval_of_many_values_is_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(3, 2, size=2000)
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert mean_interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.1 * half)
+    assert mean_interval(np.full(5, 0.25)) == (0.25, 0.25)
+
+
+def test_variety_and_contrast_by_brute_force() -> None:
+    images = smooth(CHUNK + 5)
+    n = len(images)
+    pairs = [float((images[i] - images[j]).double().square().mean()) for i in range(n) for j in range(n) if i != j]
+    assert variety(images) == pytest.approx(np.sqrt(np.mean(pairs)), rel=1e-6)
+    spreads = [np.sqrt(np.mean([np.var(channel) for channel in image])) for image in images.double().numpy()]
+    assert contrast(images) == pytest.approx(np.mean(spreads), rel=1e-6)
+    assert contrast(to_bytes(images)) == pytest.approx(contrast(images), abs=0.01)
+    assert variety(images[:1].expand_as(images)) == pytest.approx(0, abs=1e-7) and contrast(images[:1]) > 0
+    colours = torch.rand(n, 3, 1, 1).expand(n, 3, 16, 16)
+    assert contrast(colours) == pytest.approx(0, abs=1e-7) and variety(colours) > 0
+    with pytest.raises(ValueError, match="at least two images, not 1"):
+        variety(images[:1])

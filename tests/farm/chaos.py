@@ -58,7 +58,7 @@ FARM: dict[str, Any] = {
         },
     },
     "ranks": {"concepts": ["sepia", "winter"], "train": {**L1_ONLY, "epochs": 4}, "tolerance": 0.0, "patience": 3},
-    "adapters": {"train": {**L1_ONLY, "epochs": 8}, "max_l1_ratio": 10},
+    "adapters": {"train": {**L1_ONLY, "epochs": 8}, "max_l1_ratio": 10, "gate": {"enabled": False}},
 }
 
 

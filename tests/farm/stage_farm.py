@@ -47,7 +47,7 @@ DOCUMENT: dict[str, Any] = {
         },
     },
     "ranks": {"concepts": ["night"], "train": {**L1_ONLY, "epochs": 1}, "tolerance": 0, "patience": 3},
-    "adapters": {"train": {**L1_ONLY, "epochs": 3}, "max_l1_ratio": 100},
+    "adapters": {"train": {**L1_ONLY, "epochs": 3}, "max_l1_ratio": 100, "gate": {"enabled": False}},
 }
 """Seven photographs: four to train on (24 images, of which 9 are chosen), one to validate, two to test (12 images)."""
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from farm.artifacts import (
     FileEntry,
-    IntegrityError,
     Spec,
     canonical_json,
     commit,
@@ -17,7 +16,7 @@ from farm.artifacts import (
     open_artifact,
     verify,
 )
-from farm.errors import UserError
+from farm.errors import IntegrityError, UserError
 from farm.store import LocalStore, NotFoundError
 
 FILES = {"part-0000.parquet": b"PAR1" + bytes(range(200)), "part-0001.parquet": b"", "preview.webp": b"RIFF"}

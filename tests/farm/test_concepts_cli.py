@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sound_adapters import put_adapter
 from terminal import Terminal
 
 from farm.catalogue import PACKAGED, check_concepts, load_catalogue
@@ -108,8 +109,8 @@ def test_a_farms_concepts(concepts: Terminal, farm: Path) -> None:
         ["night", "-", "waves", "make it night"],
     ]
     assert ids(concepts.good("list", "-c", farm, "--set", "base", "--set", "catalogue.1.sets=[base]")) == ["fog", "ink"]
-    entry = {"adapter": "adapters/ink/0", "digest": "0", "base": "1", "metrics": {}}
-    Registry(LocalStore(farm.parent / "store")).publish("ink", **entry)
+    store = LocalStore(farm.parent / "store")
+    Registry(store).publish("ink", **put_adapter(store, "ink", "old"))
     assert concepts.good("list", "--config", farm, "--set", "random").split()[:3] == ["ink", "v1", "filters,waves"]
     [row] = concepts.document("list", "--config", farm, "--category", "weather")["concepts"]
     assert row["id"] == "fog" and row["stages"]["edits"] == "missing" and row["published"] is None

@@ -86,6 +86,9 @@ def test_defaults(path: Path) -> None:
     assert config.ranks.train == TrainConfig(epochs=10)
     assert config.adapters.lora == AdapterConfig(scale=1.0)
     assert (config.adapters.max_l1_ratio, config.adapters.max_attempts) == (0.95, 2)
+    gate = config.adapters.gate
+    assert gate.enabled and (gate.min_gain_over_base, gate.min_variety, gate.min_contrast) == (0.02, 0.3, 0.3)
+    assert gate.max_distance_ratio is None and gate.max_latency_ms is None
     assert config.evaluation.inception is None
     assert config.cluster.address is None and config.cluster.base == Resources(cpus=1, gpus=0)
     assert (config.serve.host, config.serve.port, config.serve.max_side) == ("127.0.0.1", 8000, 512)
@@ -243,6 +246,9 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
         ("selection.embedding", "onnx", "selection: path is needed with embedding: onnx."),
         ("adapters.lora.scale", 0, "adapters.lora: scale must be above 0, not 0"),
         ("adapters.max_l1_ratio", 0, "adapters.max_l1_ratio: should be greater than 0, not 0"),
+        ("adapters.gate.min_gain_over_base", 1, "adapters.gate.min_gain_over_base: should be less than 1, not 1"),
+        ("adapters.gate.min_variety", 2, "adapters.gate.min_variety: should be less than or equal to 1, not 2"),
+        ("adapters.gate.max_latency_ms", 0, "adapters.gate.max_latency_ms: should be greater than 0, not 0"),
         ("cluster.edit.gpus", 0.18, "cluster.edit: gpus must be a whole number or 1/N, not 0.18"),
         ("cluster.edit.memory_gb", 0, "cluster.edit.memory_gb: should be greater than 0, not 0"),
         ("cluster.edit.workers", 0, "cluster.edit.workers: should be greater than or equal to 1, not 0"),

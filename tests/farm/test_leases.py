@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from farm.artifacts import IntegrityError
+from farm.errors import IntegrityError
 from farm.leases import LeaseLostError, Leases, owner_name
 from farm.store import LocalStore
 

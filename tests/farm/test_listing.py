@@ -35,8 +35,12 @@ def test_the_listing_joins_registry_and_catalogue(farm, caplog):
     assert "fog is not listed" in caplog.text
 
 
-def test_published_are_the_registrys_ids(farm):
-    assert published(farm.store) == ["charcoal", "fog", "ink"]
+def test_unpublished_concepts_are_not_listed(farm):
+    farm.registry.unpublish("fog")
+    assert list(published(farm.store, ["ink", "fog", "charcoal", "Not an id", "waves"])) == ["ink", "charcoal"]
+    assert [row["id"] for row in Listing(farm.store, [])()] == ["charcoal", "ink"]
+    farm.registry.rollback("fog")
+    assert [(row["id"], row["version"]) for row in Listing(farm.store, [])()][1] == ("fog", 3)
 
 
 def test_the_listing_is_read_again_when_it_is_old(farm):

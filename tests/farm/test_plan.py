@@ -54,6 +54,8 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "ranks__train__checkpoint_every": (7, set()),
     "adapters__train__checkpoint_every": (7, set()),
     "adapters__max_l1_ratio": (0.5, set()),
+    "adapters__gate__enabled": (True, set()),
+    "adapters__gate__min_variety": (0.9, set()),
     "adapters__max_attempts": (5, set()),
     "adapters__lease_seconds": (5, set()),
     "cluster__cpus": (1, set()),

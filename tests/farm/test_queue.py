@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from farm.artifacts import IntegrityError
+from farm.errors import IntegrityError
 from farm.queue import LeaseLostError, Queue
 from farm.store import LocalStore, NotFoundError
 

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from page import Page
+from sound_adapters import put_adapter as put_any_adapter
 
 from farm.artifacts import Spec, commit
 from farm.config import FarmConfig
@@ -64,8 +65,11 @@ def weights(*shapes: tuple[int, ...]) -> bytes:
 
 def scores(concept: str) -> dict[str, Any]:
     l1, untouched = SCORES[concept]
-    named = {"fd_untrained": 1.25}
-    return {"n": 4, "l1": l1, "l1_untouched": untouched, "psnr": 21.5, "ssim": 0.8125, "frechet": named}
+    named, other = {"fd_untrained": 1.25}, {"fd_untrained": 2.5}
+    paired = {"n": 4, "l1": l1, "l1_untouched": untouched, "psnr": 21.5, "ssim": 0.8125, "frechet": named}
+    base = {"l1_base": 2 * l1, "gain": l1, "interval": {"gain": [0.9 * l1, 1.1 * l1]}, "frechet_base": other}
+    spread = dict.fromkeys(("variety", "variety_teacher", "contrast", "contrast_teacher"), 0.5)
+    return {**paired, **base, **spread, "frechet_untouched": other}
 
 
 def put(store: Store, spec: Spec, files: Mapping[str, bytes], **summary: Any) -> None:
@@ -75,7 +79,8 @@ def put(store: Store, spec: Spec, files: Mapping[str, bytes], **summary: Any) ->
 def put_adapter(store: Store, plan: Plan, concept: str, *, published: bool = True) -> None:
     files = {"adapter_model.safetensors": weights((4, 10), (10, 4)), "preview.webp": sheet(3)}
     losses = [{"step": step, "l1": 1 / step} for step in range(10, 110, 10)]
-    put(store, plan.adapter(concept), files, metrics=scores(concept), losses=losses, pairs=12)
+    checks = {"finite": True, "base": plan.base.digest, "other_ranks": {}, "in_base": False, "latency_ms": 4.5}
+    put(store, plan.adapter(concept), files, metrics=scores(concept), checks=checks, losses=losses, pairs=12)
     if published:
         spec = plan.adapter(concept)
         Registry(store).publish(
@@ -135,6 +140,7 @@ def test_nothing_is_loaded_and_prompts_are_text(tmp_path: Path, plan: Plan) -> N
     put_farm(store, plan)
     html = report(store, plan)
     page = Page(html)
+    assert {"href": "#c-neon"} in page.of("a")  # from the table of what wants attention to its picture
     assert SCRIPT in page.text and "<b>broken</b>.jpg" in page.text
     assert not page.of("script") and not page.of("link") and "<b>broken" not in html.decode()
     for _, attributes in page.tags:
@@ -159,11 +165,12 @@ def test_numbers_and_order(tmp_path: Path, plan: Plan) -> None:
     summary = facts["summary"]
     assert summary["ratio"] == pytest.approx((0.25 + 0.5 + 0.975 + 0.2) / 4)
     assert summary["unseen"] == pytest.approx((0.975 + 0.2) / 2)
-    assert summary["states"] == {"published": 3, "not published": 1, "failed": 1}
+    assert summary["states"] == {"published": 3, "quarantined": 1, "failed": 1}
     assert summary["parameters"] == [80]
     assert summary["largest"] == summary["size"] == len(weights((4, 10), (10, 4)))
-    [(_, _, why)] = [row for row in facts["trouble"] if row[0] == "neon"]
-    assert why == "L1 0.390 is more than 0.95 of the untouched photo's 0.400 (adapters.max_l1_ratio)"
+    [(_, state, why)] = [row for row in facts["trouble"] if row[0] == "neon"]
+    told = "L1 to the teacher 0.390 is over 0.95 of the untouched photo's 0.400 (adapters.max_l1_ratio)"
+    assert (state, why) == ("quarantined", told)
     assert facts["ranks"]["searches"] == [("charcoal", [3.5, 2.25, 2.375], 1)]
     assert facts["ranks"]["layers"] == [(["stem"], (1, 1, 1), 1), (["up1", "up2"], (1, 2, 4), 2)]
     costs = {cost["stage"]: cost for cost in facts["costs"]}
@@ -211,7 +218,7 @@ def test_damage_is_told_and_the_rest_shown(tmp_path: Path, plan: Plan) -> None:
 def test_another_adapter_in_the_registry_is_not_this_one(tmp_path: Path, plan: Plan) -> None:
     store = LocalStore(tmp_path)
     put_adapter(store, plan, "winter", published=False)
-    Registry(store).publish("winter", adapter="adapters/winter/old", digest="old", base="b", metrics={})
+    Registry(store).publish("winter", **put_any_adapter(store, "winter", "old"))
     facts = collect(store, plan, failures={}, stage_seconds={})
     card = facts["cards"][0]
     assert (card.concept.id, card.state, card.version) == ("winter", "not published", 1)

@@ -331,7 +331,10 @@ def merged(store: Store, plan: Plan, concept: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("concept", ["sepia", "night"])
 def test_an_adapters_scores_are_those_of_its_files(store: Store, plan: Plan, concept: str) -> None:
     scores = document(store, plan.adapter(concept).path, "metrics.json")
-    assert list(scores) == ["n", "l1", "l1_untouched", "psnr", "ssim", "frechet", "kid", "warning"]
+    assert list(scores) == [
+        *("n", "l1", "l1_untouched", "psnr", "ssim", "frechet", "kid", "warning", "interval", "l1_base", "gain"),
+        *("frechet_base", "frechet_untouched", "variety", "variety_teacher", "contrast", "contrast_teacher"),
+    ]
     assert list(scores["frechet"]) == ["fd_untrained"] and scores["frechet"]["fd_untrained"] >= 0
     photos, edits = photos_in(store, plan, concept)
     assert scores["n"] == len(photos) == 12
@@ -340,15 +343,26 @@ def test_an_adapters_scores_are_those_of_its_files(store: Store, plan: Plan, con
     assert text.shape == (77, 768)
 
     generator = Generator(GeneratorConfig(channels=8)).eval()
-    found = {}
+    found: dict[str, float] = {}
+    each: dict[str, torch.Tensor] = {}
     for name, weights in (("adapter", merged(store, plan, concept)), ("base", read_base(store, plan.base.path)[1])):
         generator.load_state_dict(weights)
         half = uses_bf16(TrainConfig(), torch.device("cpu"))
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
             edited = generator(photos, text[None]).float()
-        found[name] = (((edited + 1) * 127.5).round() / 127.5 - 1 - edits).abs().mean().item()
+        edited = ((edited + 1) * 127.5).round() / 127.5 - 1
+        each[name] = (edited - edits).abs().mean(dim=(1, 2, 3))
+        found[name] = each[name].mean().item()
     assert scores["l1"] == pytest.approx(found["adapter"], abs=1e-3)
     assert scores["l1"] < found["base"] - 0.01, "the adapter must have learned something for this to mean anything"
+    assert scores["l1_base"] == pytest.approx(found["base"], abs=1e-3)
+    gains = each["base"] - each["adapter"]
+    assert scores["gain"] == pytest.approx(gains.mean().item(), abs=2e-3)
+    for name, values in (("l1", each["adapter"]), ("gain", gains)):
+        low, high = scores["interval"][name]
+        half = 1.96 * values.std(correction=0).item() / 12**0.5
+        assert (low + high) / 2 == pytest.approx(values.mean().item(), abs=2e-3 + half / 4)
+        assert high - low == pytest.approx(2 * half, rel=0.25, abs=1e-3)
 
 
 def test_an_adapters_files(store: Store, plan: Plan) -> None:

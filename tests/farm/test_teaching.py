@@ -19,9 +19,9 @@ from stage_farm import DOCUMENT, built, contents, copied, plan_of
 from tiny_onnx import unchanged
 
 from e2gan.pairs import Image, read_table
-from farm.artifacts import IntegrityError, Manifest, find, open_artifact, verify
+from farm.artifacts import Manifest, find, open_artifact, verify
 from farm.editors import Failed, ProceduralSettings, Prompt, edit_seed, open_editor
-from farm.errors import UserError
+from farm.errors import IntegrityError, UserError
 from farm.plan import Plan
 from farm.stages import units
 from farm.stages.ingest import read_images

@@ -1,0 +1,35 @@
+"""`farm push-hub`: a published adapter on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from farm.catalogue import near
+from farm.config_file import load_config
+from farm.errors import UserError
+from farm.options import Config, Override, naming
+
+
+def push_hub(
+    config: Config,
+    concept: Annotated[str, typer.Argument(help="The concept's id.", show_default=False)],
+    repo: Annotated[str, typer.Option("--repo", help="The model repository, user/name.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="The branch; default main.")] = None,
+    override: Override = None,
+) -> None:
+    """Upload a published adapter's folder to the Hugging Face Hub, with your own token."""
+    from farm.hub import push
+    from farm.registry import Registry
+    from farm.store import open_store
+
+    loaded = load_config(config, override or [])
+    with naming(config):
+        registry = Registry(open_store(loaded.store, loaded.cluster.store_patience_seconds))
+    entry = registry.get(concept)
+    if entry is None:
+        raise UserError(f"{concept!r} is not published in {registry.store.url}; {near(concept, list(registry.list()))}")
+    pushed = push(registry.store, entry, repo, private=private, revision=revision)
+    print(f"{concept}: version {entry.version}, {pushed.files} files of {pushed.size:,} bytes, is at {pushed.url}")

@@ -1,0 +1,47 @@
+"""Which of a farm's adapters are to be published, by a run and by hand."""
+
+from __future__ import annotations
+
+from farm.artifacts import Manifest, find
+from farm.errors import UserError
+from farm.gate import judgement
+from farm.plan import Plan
+from farm.registry import Entry, Registry
+from farm.standing import quarantined
+from farm.store import Store
+
+
+def unfit(plan: Plan, adapter: Manifest) -> str | None:
+    """Why the gate does not let the adapter pass, None where it does."""
+    return "; ".join(judgement(plan, adapter)) or None
+
+
+def due(record: Entry | None, digest: str) -> bool:
+    """Whether a run publishes this adapter of the concept, if it is good enough.
+
+    Not what is published already, and not what people took out of service: once an adapter was unpublished or rolled
+    back, a run leaves it there until `farm publish` puts it back or the configuration makes another adapter.
+    """
+    return record is None or not ((record.published and record.digest == digest) or digest in record.withdrawn)
+
+
+def publish_by_hand(store: Store, plan: Plan, concept_id: str, *, force: bool = False) -> Entry:
+    """Publish the concept's adapter, also one that people took out of service.
+
+    force: also one that is not good enough, which the release then says.
+
+    Raises:
+        UserError: there is no such adapter, it is damaged, or not good enough.
+    """
+    spec = plan.adapter(concept_id)
+    adapter, quarantine = find(store, spec.path), quarantined(store, plan, concept_id)
+    if adapter is None:
+        why = f"quarantined: {quarantine}" if quarantine else "it has no adapter yet; `farm run` trains it"
+        raise UserError(f"{concept_id} is not published: {why}.")
+    why_not = f"quarantined: {quarantine}" if quarantine else unfit(plan, adapter)
+    if why_not and not force:
+        raise UserError(f"{concept_id} is not published: {why_not}; --force publishes it all the same.")
+    metrics, base = adapter.summary["metrics"], plan.base.digest
+    return Registry(store).publish(
+        concept_id, adapter=spec.path, digest=spec.digest, base=base, metrics=metrics, forced=why_not
+    )
