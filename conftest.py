@@ -1,4 +1,4 @@
-"""How the suite is run: tests that start a Ray or a server first, and never two of them at once."""
+"""How the suite is run: tests that start a Ray or a server come first, those of a kind one after another."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
-    """All integration tests go to one worker: two Rays on two cores starve each other."""
+    """All that start a Ray go to one worker, since two on two cores starve each other; all that share Ceph to one."""
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return INTEGRATION if nodeid.startswith(INTEGRATION) else nodeid.partition("::")[0]
+            file = nodeid.partition("::")[0]
+            if not file.startswith(INTEGRATION):
+                return file
+            return "ceph" if file.startswith(f"{INTEGRATION}test_s3_") else "ray"
 
     return Scheduling(config, log)  # type: ignore[arg-type]

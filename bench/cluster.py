@@ -10,7 +10,8 @@ run for real beforehand, had made. The clock stands still while workers start, w
 cores.
 
 Ideal: the sum of all sleeps over the slots, and the longest chain: the longest unit, the base, the ranks, the longest
-adapter. --grow: also 10, 100 and 1,000 concepts, 1 to 32 slots, and ten times the images. --fail: one teacher fails.
+adapter. --grow: instead 10, 100 and 1,000 concepts of a third of the images, 1 to 32 slots, and ten times the images.
+--fail: one teacher fails.
 """
 
 from __future__ import annotations
@@ -41,6 +42,18 @@ from machine import machine
 STAGES = ("concepts", "base", "ranks", "adapters")
 UNIT_IMAGES = 50
 
+QUIET = {
+    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_metrics_report_interval_ms": "3600000",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+    "RAY_core_worker_internal_heartbeat_ms": "10000",
+    "REPORTER_UPDATE_INTERVAL_MS": "3600000",
+}
+"""What every node reports of itself all the time: here nine of them share the cores of one."""
 DURATIONS = Path(__file__).parent / "results" / "durations.json"
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "adversarial_weight": 0, "l1_weight": 1}
 
@@ -50,9 +63,9 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, default=260)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--gpus-per-node", type=int, default=4)
-    parser.add_argument("--crops", type=int, default=58, help="crops of each of the seven photographs")
-    parser.add_argument("--unit-seconds", type=float, default=2.0)
-    parser.add_argument("--adapter-seconds", type=float, default=10.0)
+    parser.add_argument("--crops", type=int, default=18, help="crops of each of the seven photographs")
+    parser.add_argument("--unit-seconds", type=float, default=10.0)
+    parser.add_argument("--adapter-seconds", type=float, default=20.0)
     parser.add_argument("--measure", action="store_true", help="measure durations instead")
     parser.add_argument("--grow", action="store_true")
     parser.add_argument("--fail", action="store_true", help="one concept's teacher fails")
@@ -73,9 +86,10 @@ def main() -> None:
     cluster = (options.nodes, options.gpus_per_node)
     settings = [(options.concepts, *cluster, options.crops)]
     if options.grow:
-        settings += [(n, *cluster, options.crops) for n in (10, 100, 1000)]
-        settings += [(20, nodes, gpus, options.crops) for nodes, gpus in ((1, 1), (2, 4), (8, 4))]
-        settings += [(20, *cluster, 10 * options.crops)]
+        fewer = options.crops
+        settings = [(n, *cluster, fewer) for n in (10, 100, 1000)]
+        settings += [(20, nodes, gpus, fewer) for nodes, gpus in ((1, 1), (2, 4), (8, 4))]
+        settings += [(20, *cluster, 10 * fewer)]
     with tempfile.TemporaryDirectory() as folder:
         for crops in {crops for *_, crops in settings}:
             alone("template", f"{folder}/template-{crops}", crops)
@@ -115,7 +129,7 @@ class Script:
     def wait(self, what: str) -> None:
         (Path(self.gate) / f"{what}-{os.getpid()}").touch()
         while not (Path(self.gate) / f"open-{what}").exists():
-            time.sleep(0.01)
+            time.sleep(0.5)  # others still need the cores to start
 
 
 class Editing:
@@ -129,9 +143,8 @@ class Editing:
         self.teaching = threading.Lock()
 
     def work(self, unit: Any) -> None:
-        from farm.artifacts import FileEntry, dump
+        from farm.artifacts import FileEntry
         from farm.errors import UserError
-        from farm.stages.units import Receipt
 
         with self.teaching:
             self.script.sleep("unit", f"{unit.concept}/{unit.name}")
@@ -142,8 +155,9 @@ class Editing:
         for name in unit.files:
             data = self.made.get(f"{folder}/{name}")
             self.store.put(f"{unit.folder}/{name}", data)
-            entries[name] = FileEntry.of(data)
-        self.store.put(unit.receipt_key, dump(Receipt(seconds=1.0, failed=0, files=entries)))
+            entries[name] = FileEntry.of(data).model_dump()
+        receipt = {"seconds": 1.0, "failed": 0, "files": entries}  # a `Receipt`, whose module imports torch
+        self.store.put(unit.receipt_key, json.dumps(receipt).encode())
 
 
 def train_simulated(script: Script, store: Any, plan: Any, concept_id: str, line: Any) -> None:
@@ -172,7 +186,7 @@ class Gate:
 
     def _watch(self) -> None:
         while len(list(self.folder.glob(f"{self.what}-*"))) < self.workers:
-            time.sleep(0.01)
+            time.sleep(0.2)
         self.seconds = time.time() - self.began
         (self.folder / f"open-{self.what}").touch()
 
@@ -203,11 +217,14 @@ def simulate(
 ) -> dict[str, Any]:
     """One farm on one cluster: its figures."""
     import ray
+    from ray import cloudpickle
     from ray.cluster_utils import Cluster
 
+    from e2gan import train as train_module
     from farm import cluster as on_ray
     from farm.progress import Screen
     from farm.run import Run
+    from farm.stages import units as units_module
     from farm.status import farm_status
     from farm.store import LocalStore
 
@@ -223,13 +240,13 @@ def simulate(
     script = Script(template, str(gates), seconds, "c-0007" if fail else None)
     slots = nodes * gpus
 
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "error"
+    os.environ |= QUIET
     whole = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(nodes):
         whole.add_node(num_cpus=gpus, num_gpus=gpus, object_store_memory=100 * 2**20)
     units = concepts * math.ceil(7 * crops / 50)
     waiting = {
-        "unit": Gate(gates, "unit", min(slots, units)),
+        "unit": Gate(gates, "unit", min(slots, math.ceil(units / on_ray.editing.IN_FLIGHT))),
         "adapter": Gate(gates, "adapter", min(slots, concepts - fail)),
     }
     original = {name: getattr(on_ray, name) for name in ("edit_concepts", "train_adapters")}
@@ -251,6 +268,9 @@ def simulate(
 
         return work
 
+    # So that none of many workers on few cores imports torch, of which these would be the only reason.
+    for module in (on_ray.editing, on_ray.tasks, on_ray.watch, units_module, train_module):
+        cloudpickle.register_pickle_by_value(module)
     on_ray.edit_concepts, on_ray.train_adapters = edit_concepts, train_adapters
     on_ray.pretrain_base, on_ray.search_ranks = copied("base"), copied("ranks")
     calls: Counter[str] = Counter()
