@@ -102,6 +102,7 @@ class _Adapters:
         self._queue, self._owner = Queue(store, "adapters", remember=REMEMBER_SECONDS), owner_name()
         self._keys = {plan.adapter_key(concept.id): concept.id for concept in plan.config.catalogue}
         self._running: dict[Any, Lease] = {}
+        self._trained: list[Lease] = []  # committed, but not yet acknowledged and published
         self._renewed = time.monotonic()
         self._failures: dict[str, Failure] = {}
         self._remaining = {plan.adapter_key(concept_id) for concept_id in concept_ids}
@@ -120,6 +121,7 @@ class _Adapters:
         with followed(self._show, self._stop) as line:
             while True:
                 if self._stop.over or (self._stop.asked and not self._running):
+                    self._finish()
                     self._stop.check()
                 most = 0 if self._stop.asked else slots(self._resources, self._plan.config.cluster.autoscaling)
                 room = most - len(self._running)
@@ -128,9 +130,10 @@ class _Adapters:
                     if not self._remaining:
                         return self._failures
                     self._lease(room, line)
+                self._finish()  # once the slots are taken again
                 self._collect()
                 self._renew()
-                if not self._running:
+                if not self._running and not self._trained:
                     self._wait()
 
     def give_back(self) -> None:
@@ -162,7 +165,7 @@ class _Adapters:
         while room and (lease := self._queue.lease(self._owner, seconds, among=self._remaining)):
             concept_id = self._keys[lease.item.key]
             if find(self._store, self._plan.adapter(concept_id).path):  # enqueued just after another driver made it
-                self._finish(lease)
+                self._trained.append(lease)
                 continue
             self._running[self._remote.remote(self._given, concept_id, line(concept_id))] = lease
             room -= 1
@@ -189,15 +192,19 @@ class _Adapters:
                     with suppress(LeaseLostError):
                         self._queue.release(lease)
                 else:
-                    self._finish(lease)
+                    self._trained.append(lease)
             del self._running[result]
 
-    def _finish(self, lease: Lease) -> None:
-        key, concept_id = lease.item.key, self._keys[lease.item.key]
-        with suppress(LeaseLostError):  # taken from us while we were silent: the adapter is there all the same
-            self._queue.ack(lease)
-        self._remaining.discard(key)
-        self._settle(key, concept_id)
+    def _finish(self) -> None:
+        """Acknowledge and publish what has been trained since."""
+        while self._trained:
+            lease = self._trained[0]
+            key, concept_id = lease.item.key, self._keys[lease.item.key]
+            with suppress(LeaseLostError):  # taken from us while we were silent: the adapter is there all the same
+                self._queue.ack(lease)
+            self._remaining.discard(key)
+            self._settle(key, concept_id)
+            del self._trained[0]
 
     def _settle(self, key: str, concept_id: str) -> None:
         self._settled.add(key)
