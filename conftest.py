@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+
+hypothesis.settings.register_profile("patient", deadline=None)  # time never decides a test
+hypothesis.settings.load_profile("patient")
 
 INTEGRATION = "tests/integration/"
 INTEGRATION_SECONDS = 900

@@ -38,6 +38,9 @@ def connected(config: ClusterConfig, base: BaseConfig | None = None) -> Iterator
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints a table even at verbose=0
     # Ray 2.60 warns at every start that it will stop hiding GPUs from workers that asked for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Services that only speak as S3 does may never answer a put with the checksums that pyarrow, by which Ray Train and
+    # Ray Tune write, would add. Workers on other machines have it from their own environment.
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     named = config.address or os.environ.get("RAY_ADDRESS")
     address = None if named in (None, "", "local") else named
     if address and (problem := silent(address)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +27,4 @@ def scratch(store: Store) -> tuple[Any, str]:
     if place.endpoint_url:
         endpoint = urlsplit(place.endpoint_url)
         options |= {"endpoint_override": endpoint.netloc + endpoint.path, "scheme": endpoint.scheme}
-        # Services that only speak as S3 does often refuse the checksums that pyarrow would add.
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
     return fs.S3FileSystem(**options), "/".join(part for part in (place.bucket, place.prefix, "scratch") if part)
