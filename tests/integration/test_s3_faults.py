@@ -28,7 +28,7 @@ pytestmark = pytest.mark.server
 
 FAULTS = (LOST, ANSWER_LOST, BUSY, CUT)
 SHARE = 0.1
-SEEDS = 20
+SEEDS = 8
 CONCEPTS = [f"concept-{number}" for number in range(6)]
 DRIVERS = 3
 
