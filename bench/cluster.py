@@ -10,7 +10,7 @@ run for real beforehand, had made. The clock stands still while workers start, w
 cores.
 
 Ideal: the sum of all sleeps over the slots, and the longest chain: the longest unit, the base, the ranks, the longest
-adapter. --grow: instead 10, 100 and 1,000 concepts of a third of the images, 1 to 32 slots, and ten times the images.
+adapter. --grow: instead 10, 100 and 1,000 concepts, 1 to 32 slots, and ten times the images.
 --fail: one teacher fails.
 """
 

@@ -18,7 +18,7 @@ from farm.patient import PatientStore
 from farm.s3 import S3Store
 from farm.store import open_store
 
-pytestmark = [pytest.mark.server, pytest.mark.xdist_group("rgw")]
+pytestmark = pytest.mark.server
 
 
 @pytest.fixture
