@@ -10,7 +10,7 @@ run for real beforehand, had made. The clock stands still while workers start, w
 cores.
 
 Ideal: the sum of all sleeps over the slots, and the longest chain: the longest unit, the base, the ranks, the longest
-adapter. --grow: instead 10, 100 and 1,000 concepts, 1 to 32 slots, and ten times the images.
+adapter. --grow: instead 10, 100 and 1,000 concepts of one unit each, 1 to 32 slots, and ten times the images.
 --fail: one teacher fails.
 """
 
@@ -86,12 +86,12 @@ def main() -> None:
     cluster = (options.nodes, options.gpus_per_node)
     settings = [(options.concepts, *cluster, options.crops)]
     if options.grow:
-        fewer = options.crops
-        settings = [(n, *cluster, fewer) for n in (10, 100, 1000)]
-        settings += [(20, nodes, gpus, fewer) for nodes, gpus in ((1, 1), (2, 4), (8, 4))]
-        settings += [(20, *cluster, 10 * fewer)]
+        unit = 7  # crops of each photograph: 49 images
+        settings = [(n, *cluster, unit) for n in (10, 100, 1000)]
+        settings += [(20, nodes, gpus, unit) for nodes, gpus in ((1, 1), (2, 4), (8, 4))]
+        settings += [(20, *cluster, 10 * unit)]
     with tempfile.TemporaryDirectory() as folder:
-        for crops in {crops for *_, crops in settings}:
+        for crops in sorted({crops for *_, crops in settings}):
             alone("template", f"{folder}/template-{crops}", crops)
         for concepts, nodes, gpus, crops in settings:
             template, here = f"{folder}/template-{crops}", f"{folder}/farm"
@@ -246,7 +246,7 @@ def simulate(
         whole.add_node(num_cpus=gpus, num_gpus=gpus, object_store_memory=100 * 2**20)
     units = concepts * math.ceil(7 * crops / 50)
     waiting = {
-        "unit": Gate(gates, "unit", min(slots, math.ceil(units / on_ray.editing.IN_FLIGHT))),
+        "unit": Gate(gates, "unit", min(slots, units)),
         "adapter": Gate(gates, "adapter", min(slots, concepts - fail)),
     }
     original = {name: getattr(on_ray, name) for name in ("edit_concepts", "train_adapters")}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sound_adapters import Dying, killed, put_adapter
-from stage_farm import Cluster, built, contents, copied, document_of, plan_of, write_config
+from stage_farm import Cluster, contents, copied, document_of, plan_of, write_config
 from terminal import Terminal
 
 from farm.artifacts import Manifest, Spec, commit, dump, find
@@ -118,11 +118,6 @@ def test_what_goes_is_what_nothing_refers_to(seed: int) -> None:
         left = {key: data for key, data in before.items() if not key.startswith(tuple(f"{p}/" for p in expected))}
         assert contents(store.root) == left
         assert not find_garbage(store, [], before=GRACE).artifacts
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

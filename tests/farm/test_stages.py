@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from stage_farm import CONCEPTS, built, copied, one_thread, plan_of, prepare
+from stage_farm import CONCEPTS, copied, one_thread, plan_of, prepare
 
 from e2gan.config import GeneratorConfig, TrainConfig
 from e2gan.lora import crucial_layers
@@ -43,12 +43,6 @@ from farm.store import LocalStore, Store
 def _one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished farm, only to read."""
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -4,19 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage_farm import CONCEPTS, built, copied, one_thread, plan_of
+from stage_farm import CONCEPTS, copied, one_thread, plan_of
 
 from farm.plan import Plan
 from farm.queue import Queue, owner_name
 from farm.registry import Registry
 from farm.status import farm_status, role
 from farm.store import LocalStore, Store
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished farm, only to read."""
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module", autouse=True)

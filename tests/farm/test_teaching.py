@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
-from stage_farm import DOCUMENT, built, contents, copied, plan_of
+from stage_farm import DOCUMENT, contents, copied, plan_of
 from tiny_onnx import unchanged
 
 from e2gan.pairs import Image, read_table
@@ -35,11 +35,6 @@ from farm.store import LocalStore, Store
 
 Bad = Callable[[str, int], bool]
 """Whether an image's attempt is bad."""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

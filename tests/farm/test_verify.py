@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sound_adapters import put_adapter
-from stage_farm import built, contents, copied, plan_of, write_config
+from stage_farm import contents, copied, plan_of, write_config
 from terminal import Terminal
 
 from farm.artifacts import dump
@@ -15,11 +15,6 @@ from farm.plan import Plan
 from farm.registry import Registry
 from farm.store import LocalStore
 from farm.verify import Verified, verify
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
