@@ -51,9 +51,10 @@ QUIET = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
     "RAY_core_worker_internal_heartbeat_ms": "10000",
+    "RAY_raylet_start_wait_time_s": "300",
     "REPORTER_UPDATE_INTERVAL_MS": "3600000",
 }
-"""What every node reports of itself all the time: here nine of them share the cores of one."""
+"""What every node reports of itself all the time, and how long it may take to start: here nine share the cores of one."""
 DURATIONS = Path(__file__).parent / "results" / "durations.json"
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "adversarial_weight": 0, "l1_weight": 1}
 
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--adapter-seconds", type=float, default=20.0)
     parser.add_argument("--measure", action="store_true", help="measure durations instead")
     parser.add_argument("--grow", action="store_true")
+    parser.add_argument("--skip", type=int, default=0, help="of --grow: the rows that an earlier run has printed")
     parser.add_argument("--fail", action="store_true", help="one concept's teacher fails")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -89,7 +91,7 @@ def main() -> None:
         unit = 7  # crops of each photograph: 49 images
         settings = [(n, *cluster, unit) for n in (10, 100, 1000)]
         settings += [(20, nodes, gpus, unit) for nodes, gpus in ((1, 1), (2, 4), (8, 4))]
-        settings += [(20, *cluster, 10 * unit)]
+        settings = [*settings, (20, *cluster, 10 * unit)][options.skip :]
     with tempfile.TemporaryDirectory() as folder:
         for crops in sorted({crops for *_, crops in settings}):
             alone("template", f"{folder}/template-{crops}", crops)
