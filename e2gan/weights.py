@@ -78,13 +78,14 @@ def check_shapes(data: bytes, shapes: Shapes, *, dtypes: Collection[str] = tuple
             raise ValueError(f"other weights than were expected: there is no place for a tensor {shown}")
         if entry is None:
             raise ValueError(f"other weights than were expected: the tensor {shown} is missing")
-        dtype, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else (None, None)
+        fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+        dtype, shape = fields.get("dtype"), fields.get("shape")
         if shape != [*shapes[name]] or dtype not in dtypes:
             found = f"{str(dtype)[:20]} {str(shape)[:80]}"
             raise ValueError(
                 f"other weights than were expected: {shown} is {found}, not {' or '.join(dtypes)} {[*shapes[name]]}"
             )
-        size += FLOATS[dtype] * math.prod(shapes[name])
+        size += FLOATS[fields["dtype"]] * math.prod(shapes[name])
     if (body := len(data) - _end(data)) != size:
         raise ValueError(f"not a whole safetensors file: {body:,} bytes of tensors, not {size:,}")
 

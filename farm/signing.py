@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,20 +45,31 @@ class Keys:
         """Put a signature beside an object that holds `data`; nothing when signatures are not in use.
 
         Raises:
-            IntegrityError: the object was signed with this key, and changed since.
+            IntegrityError: the object was signed with one of the keys, and changed since.
         """
         self.need_private()
         if self.private is None:
             return
-        signature = self.signature(key, data).encode() + b"\n"
-        name = _beside(key, _raw(self.private))
-        if not store.put_if_absent(name, signature) and store.get(name, _SIGNATURE_BYTES) != signature:
+        signed = dict(self._signed(store, key, data))
+        if not all(signed.values()):
             raise IntegrityError(_changed(where(store, key)))
+        own = _raw(self.private)
+        if own not in signed:
+            store.put_if_absent(_beside(key, own), self.signature(key, data).encode() + b"\n")
 
     def check(self, store: Store, key: str, data: bytes) -> None:
         """IntegrityError unless one of the keys has signed this object, which holds `data`, or signatures are not in
-        use. The one way in which anything that is read from a store is found to be signed."""
+        use. The one way in which an object of a store is found to be signed."""
         wrong = False
+        for _, holds in self._signed(store, key, data):
+            if holds:
+                return
+            wrong = True
+        if self.public:
+            raise IntegrityError(_changed(where(store, key)) if wrong else _unsigned(where(store, key)))
+
+    def _signed(self, store: Store, key: str, data: bytes) -> Iterator[tuple[bytes, bool]]:
+        """The keys of which there is a signature beside an object, and whether it holds."""
         for public in self.public:
             try:
                 signature = store.get(_beside(key, public), _SIGNATURE_BYTES)
@@ -66,11 +77,7 @@ class Keys:
                 continue
             except TooLargeError:
                 signature = b""
-            if _holds(public, key, data, signature):
-                return
-            wrong = True
-        if self.public:
-            raise IntegrityError(_changed(where(store, key)) if wrong else _unsigned(where(store, key)))
+            yield public, _holds(public, key, data, signature)
 
     def signature(self, name: str, data: bytes) -> str:
         """This key's signature of what has this name and holds `data`, in base64; empty when there is no key."""

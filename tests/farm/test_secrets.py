@@ -118,7 +118,6 @@ def test_no_secret_is_written_anywhere(
     for code in ERRORS:
         wrong = f"store=s3://{code.lower()}?endpoint_url={telltale}"
         run("history", "-c", config, "--set", wrong, "sepia", ends=(2,))
-        run("preflight", "-c", config, "--set", wrong, "--json", ends=(1,))
     user, hush = SECRETS["AWS_ACCESS_KEY_ID"], SECRETS["AWS_SECRET_ACCESS_KEY"]
     for address in (
         f"s3://{user}:{hush}@farm",

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sound_adapters import Dying, killed, put_adapter
+from sound_adapters import BASE, Dying, killed, put_adapter
 from tampered import edit_json
 
 from farm.artifacts import find, verify
@@ -283,6 +283,14 @@ def test_keys_are_rotated(store: LocalStore, keys: Keys, tmp_path: Path) -> None
     assert served(store, Keys(both)) == 1
     with pytest.raises(IntegrityError):
         served(store, Keys((new,)))
+    manifest = f"bases/{BASE.digest}/manifest.json"
+    sound = store.get(manifest)
+    edit_json(store, manifest, lambda changed: changed | {"wall_seconds": 7.0})
+    with pytest.raises(
+        IntegrityError, match=CHANGED
+    ):  # it was signed with the old key, and is not blessed by the new one
+        Registry(store, rotated).sign("ink")
+    store.put(manifest, sound)
     assert Registry(store, rotated).sign("ink") and not Registry(store, rotated).sign("ink")
     assert served(store, Keys((new,))) == served(store, Keys(both)) == 1
     with pytest.raises(IntegrityError, match=CHANGED):  # the record has one signature, the new one
