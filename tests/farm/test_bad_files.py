@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from sound_adapters import put_adapter
-from stage_farm import built, contents, copied, plan_of, write_config
+from stage_farm import contents, copied, plan_of, write_config
 from tampered import edit_manifest
 from terminal import Terminal
 
@@ -18,11 +18,6 @@ from farm.registry import Registry
 from farm.store import LocalStore
 
 CONCEPT = "night"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

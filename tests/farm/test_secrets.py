@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
-from stage_farm import Cluster, built, write_config
+from stage_farm import Cluster, write_config
 from stores import fresh
 from terminal import Terminal
 
@@ -80,18 +80,18 @@ def test_no_secret_is_written_anywhere(
     moto_bucket: str,
     telltale: str,
     tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    root: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    caplog.set_level(logging.INFO)
+    for logger in ("farm", "botocore", "boto3", "huggingface_hub"):  # not the server's own
+        caplog.set_level(logging.INFO, logger)
     Cluster().stand_in(monkeypatch)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     terminal, bucket = Terminal(monkeypatch, capsys), fresh(moto_bucket)
     key = tmp_path / "key.pem"
     public = terminal.good("keys", "show", key).strip()
-    root = built(tmp_path_factory.getbasetemp())
     config = write_config(tmp_path / "farm.yaml", root, signing={"private_key": str(key), "public_keys": [public]})
     there = ("-c", config, "--set", f"store={bucket.url}")
     told = []
