@@ -29,7 +29,11 @@ def read_base(store: Store, path: str, keys: Keys = NOBODY) -> tuple[GeneratorCo
         IntegrityError: it is not there or damaged, holds other weights than its configuration has, or none of the keys
             signed it.
     """
-    artifact = need_artifact(store, path, keys)
+    return base_of(need_artifact(store, path, keys))
+
+
+def base_of(artifact: Artifact) -> tuple[GeneratorConfig, dict[str, Tensor]]:
+    """Configuration and weights of a base. IntegrityError as `read_base`."""
     try:
         config = _MODEL.validate_json(artifact.read("config.json", CONFIG_BYTES), strict=True)
     except ValidationError as error:
@@ -49,7 +53,11 @@ def read_adapter(
         IntegrityError: it is not there, a file is damaged, or none of the keys signed it.
         UserError: it does not fit the base.
     """
-    artifact = need_artifact(store, path, keys)
+    return adapter_of(need_artifact(store, path, keys), base, model)
+
+
+def adapter_of(artifact: Artifact, base: str, model: GeneratorConfig) -> tuple[Adapter, Tensor]:
+    """An adapter and its prompt's embedding. IntegrityError and UserError as `read_adapter`."""
     text = read_weights(artifact, "text.safetensors", {"text": (model.text_tokens, model.text_width)}, dtypes=("F32",))
     config = artifact.read("adapter_config.json", CONFIG_BYTES)
     try:
@@ -57,7 +65,7 @@ def read_adapter(
         files = {"adapter_config.json": config, "adapter_model.safetensors": weights}
         return load(files, base=base, model=model), text["text"]
     except ValueError as error:
-        raise UserError(f"{where(store, path)}: {error}.") from error
+        raise UserError(f"{where(artifact.store, artifact.manifest.path)}: {error}.") from error
 
 
 def read_weights(

@@ -230,7 +230,7 @@ def _weights(config: GeneratorConfig) -> dict[str, torch.Size]:
     return {name: layer.weight.shape for name, layer in crucial_layers(blueprint(config)).items()}  # type: ignore[union-attr, misc]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_ranks_that_pass_make_the_tensors_they_say(data: st.DataObject) -> None:
     layers = _weights(CONFIG)

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tampered import edit_json
 
 from farm.artifacts import find, verify
 from farm.errors import IntegrityError, UserError
+from farm.garbage import collect, find_garbage
 from farm.registry import Registry
 from farm.signing import Keys, new_key, open_keys, public_text, read_public
 from farm.store import LocalStore
@@ -340,7 +342,18 @@ def test_a_copy_takes_signatures_along_and_only_what_is_signed(registry: Registr
     assert {key: there.get(key) for key in there.list()} == before
 
 
-@pytest.mark.parametrize("calls", range(12))
+def test_a_collection_takes_signatures_along(registry: Registry, keys: Keys) -> None:
+    store = registry.store
+    left = put_adapter(store, "ink", "never published")["adapter"]
+    keys.sign(store, f"{left}/manifest.json", store.get(f"{left}/manifest.json"))
+    before = [*store.list()]
+    garbage = find_garbage(store, [], before=datetime.now(UTC) + timedelta(days=1))
+    assert list(garbage.artifacts) == [left] and collect(store, garbage, lambda *_: None) == []
+    assert [*store.list()] == [key for key in before if not key.startswith(left)]
+    assert len(signatures(store)) == 4 and served(store, readers(keys)) == 2
+
+
+@pytest.mark.parametrize("calls", range(0, 12, 2))
 def test_a_publisher_that_is_killed_leaves_what_is_served(store: LocalStore, keys: Keys, calls: int) -> None:
     registry = Registry(store, keys)
     registry.publish("ink", **put_adapter(store, "ink", "old"))
