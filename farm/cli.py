@@ -1,5 +1,5 @@
 """The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
-`unpublish`, `history`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit` and `serve`."""
+`unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit` and `serve`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm import cli_concepts, cli_hub, cli_preflight, cli_queue, cli_registry, cli_store, cli_teachers
+from farm import cli_concepts, cli_hub, cli_keys, cli_preflight, cli_queue, cli_registry, cli_store, cli_teachers
 from farm.config import FarmConfig
 from farm.config_file import load_config
 from farm.errors import UserError
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(cli_teachers.app, name="teachers")
 app.add_typer(cli_queue.app, name="queue")
+app.add_typer(cli_keys.app, name="keys")
 app.command()(cli_preflight.preflight)
 app.command()(cli_registry.publish)
 app.command()(cli_registry.rollback)
@@ -137,6 +138,7 @@ def edit(
     from e2gan.infer import edit_photo
     from farm.images import decode, encode
     from farm.serve.bank import AdapterBank
+    from farm.signing import open_keys
     from farm.store import open_store
 
     loaded = load_config(config, override or [])
@@ -147,9 +149,10 @@ def edit(
         photo = decode(source.read_bytes(), what=str(source))
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); give the path of a photo.") from error
-    store = open_store(loaded.store)
+    with naming(config):
+        store, keys = open_store(loaded.store), open_keys(None, loaded.signing.public_keys)
     loaded.concept(concept)
-    adapter = AdapterBank(store, byte_budget=loaded.serve.cache_mb * 2**20).get(concept)
+    adapter = AdapterBank(store, byte_budget=loaded.serve.cache_mb * 2**20, keys=keys).get(concept)
     edited = edit_photo(adapter.generator, adapter.text, np.asarray(photo), longest_side=side or loaded.serve.max_side)
     write_whole(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]
     print(f"{target}  {edited.shape[1]}x{edited.shape[0]}  {concept} v{adapter.version} {adapter.digest}")
@@ -171,6 +174,7 @@ def serve(
 
 def serve_arguments(config: FarmConfig) -> dict[str, Any]:
     """What the Serve app is built from."""
+    from farm.signing import open_keys, public_text
     from farm.store import open_store
 
     return {
@@ -179,6 +183,7 @@ def serve_arguments(config: FarmConfig) -> dict[str, Any]:
         "max_side": config.serve.max_side,
         "max_body_mb": config.serve.max_body_mb,
         "cache_mb": config.serve.cache_mb,
+        "public_keys": [public_text(key) for key in open_keys(None, config.signing.public_keys).public],
     }
 
 

@@ -18,9 +18,11 @@ from farm.errors import StoreError, UserError
 from farm.objects import (
     NotFoundError,
     StoreUnreachableError,
+    TooLargeError,
     check_key,
     check_range,
     check_seconds,
+    is_key,
     whole_file,
 )
 
@@ -81,12 +83,14 @@ class LocalStore:
         check_key(key)
         return self.root / key
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, at_most: int | None = None) -> bytes:
         with self._open(key) as file, self._answering():
+            if at_most is not None and os.fstat(file.fileno()).st_size > at_most:
+                raise TooLargeError.of(key, self.url, at_most)
             return file.read()
 
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        data = self.get(key)
+    def get_with_etag(self, key: str, at_most: int | None = None) -> tuple[bytes, str]:
+        data = self.get(key, at_most)
         return data, hashlib.sha256(data).hexdigest()
 
     def exists(self, key: str) -> bool:
@@ -135,7 +139,7 @@ class LocalStore:
                 if keys and not gaps:
                     break
                 self._check()
-        return iter(sorted(key for key in keys if key.startswith(prefix)))
+        return iter(sorted(key for key in keys if key.startswith(prefix) and is_key(key)))
 
     def delete(self, key: str) -> None:
         path = self.path(key)

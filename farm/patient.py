@@ -63,11 +63,11 @@ class PatientStore:
     def url(self) -> str:
         return self.store.url
 
-    def get(self, key: str) -> bytes:
-        return self._patiently(lambda: self.store.get(key))
+    def get(self, key: str, at_most: int | None = None) -> bytes:
+        return self._patiently(lambda: self.store.get(key, at_most))
 
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        return self._patiently(lambda: self.store.get_with_etag(key))
+    def get_with_etag(self, key: str, at_most: int | None = None) -> tuple[bytes, str]:
+        return self._patiently(lambda: self.store.get_with_etag(key, at_most))
 
     def exists(self, key: str) -> bool:
         return self._patiently(lambda: self.store.exists(key))

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from farm.artifacts import dump, parse
+from farm.artifacts import dump, read
 from farm.leases import Hold, LeaseLostError, Leases, owner_name
 from farm.store import NotFoundError, Store
 
@@ -215,7 +215,7 @@ class Queue:
 
     def _item(self, state: str, key: str) -> Item:
         path = self._path(state, key)
-        return parse(Item, self.store.get(path), store=self.store, key=path, fix="delete it")
+        return read(Item, store=self.store, key=path, fix="delete it")[0]
 
     def _keys(self, state: str) -> list[str]:
         folder = self._folder(state)

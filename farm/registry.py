@@ -7,85 +7,21 @@ publication of an older adapter, and what is unpublished keeps its history and i
 
 import getpass
 import os
-import re
 import socket
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from farm.artifacts import MANIFEST, dump, find, parse, verify
+from farm.artifacts import DOCUMENT_BYTES, MANIFEST, dump, find, parse, verify
 from farm.errors import IntegrityError, UserError
+from farm.releases import SLUG, Entry, Release
+from farm.signing import NOBODY, Keys
 from farm.store import NotFoundError, Store, where
 from farm.threads import in_threads
 
-_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-
-
-class Release(BaseModel):
-    """One change: the adapter's artifact path and digest, its base's digest, its metrics.
-
-    An `unpublished` release names the adapter that was taken out of service. restores: the version whose adapter a
-    rollback published again. forced: the judgement that a publication passed over, None where there was none. id: of
-    the publication, drawn at random, so that a publisher whose answer was lost finds its own release; empty in
-    releases of old.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: int
-    action: Literal["published", "rolled-back", "unpublished"] = "published"
-    adapter: str
-    digest: str
-    base: str
-    metrics: dict[str, Any]
-    restores: int | None = None
-    forced: str | None = None
-    published_at: str
-    published_by: str
-    id: str = ""
-
-
-class Entry(Release):
-    """A concept's record: its latest release, and the earlier ones, oldest first."""
-
-    concept: str
-    history: list[Release]
-
-    @property
-    def published(self) -> bool:
-        """Whether the concept is published, and this its current release."""
-        return self.action != "unpublished"
-
-    @property
-    def releases(self) -> list[Release]:
-        """All of them, oldest first."""
-        return [*self.history, Release.model_validate(self.model_dump(exclude={"concept", "history"}))]
-
-    @property
-    def withdrawn(self) -> set[str]:
-        """Digests of the adapters that people took out of service, by rollback or not, since one was last published.
-
-        A run does not publish these by itself: `farm publish` does.
-        """
-        taken = set()
-        releases = self.releases
-        for before, release in zip(releases[-2::-1], releases[:0:-1], strict=True):
-            if release.action == "published":
-                break
-            taken.add(before.digest)
-        return taken - ({self.digest} if self.published else set())
-
-    def as_of(self, release_id: str) -> "Entry | None":
-        """The record when this release was made; None when it has none of that id."""
-        releases = self.releases
-        for place, release in enumerate(releases):
-            if release.id == release_id:
-                return Entry(**release.model_dump(), concept=self.concept, history=releases[:place])
-        return None
+__all__ = ["Entry", "Registry", "Release"]
 
 
 @dataclass(frozen=True)
@@ -94,9 +30,13 @@ class Registry:
 
     What changes a record takes an `id`: whoever repeats a call whose answer was lost gives the same one again, and
     gets the release that the first call made, if it made one.
+
+    keys: with public ones, a record that none of them signed is an IntegrityError wherever it is read, and what is
+    published is signed, or else a UserError (see `farm.signing`).
     """
 
     store: Store
+    keys: Keys = NOBODY
 
     def get(self, concept: str) -> Entry | None:
         """What is published for the concept, None when nothing is."""
@@ -126,7 +66,7 @@ class Registry:
     def concepts(self) -> tuple[str, ...]:
         """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
         names = (key.removeprefix("registry/").removesuffix(".json") for key in self.store.list("registry/"))
-        return tuple(name for name in names if _SLUG.fullmatch(name))
+        return tuple(name for name in names if SLUG.fullmatch(name))
 
     def publish(
         self,
@@ -154,6 +94,7 @@ class Registry:
             for path in (adapter, f"bases/{base}"):
                 if problem := _incomplete(self.store, path):
                     raise UserError(f"{concept} is not published: {problem}")
+                self._sign(path)
             chosen = {"adapter": adapter, "digest": digest, "base": base, "metrics": dict(metrics)}
             return {**chosen, "action": "published", "forced": forced}
 
@@ -180,8 +121,9 @@ class Registry:
             if record.published and record.digest == target.digest:
                 return None
             for path in (target.adapter, f"bases/{target.base}"):
-                for problem in verify(self.store, path):
+                for problem in verify(self.store, path, self.keys):
                     raise UserError(f"{concept} is not rolled back to version {target.version}: {problem}")
+                self._sign(path)
             chosen = target.model_dump(include={"adapter", "digest", "base", "metrics", "forced"})
             return {**chosen, "action": "rolled-back", "restores": target.version}
 
@@ -225,6 +167,7 @@ class Registry:
 
     def _change(self, concept: str, id: str | None, decide: Callable[[Entry | None], dict[str, Any] | None]) -> Entry:
         """Append the release that `decide` makes of the record, until nobody is faster; None means: leave it."""
+        self.keys.need_private()
         id = id or uuid.uuid4().hex
         while True:
             found = self._read(concept)
@@ -244,6 +187,7 @@ class Registry:
                 history=record.releases if record else [],
                 **release,
             )
+            entry = self._sealed(entry)
             if found:
                 won = self.store.replace_if_match(_path(concept), dump(entry), found[1])
             else:
@@ -251,13 +195,59 @@ class Registry:
             if won:
                 return entry
 
-    def _read(self, concept: str) -> tuple[Entry, str] | None:
+    def sign(self, concept: str) -> bool:
+        """Sign the concept's record and every adapter and base that it names and that is there; whether the record was
+        not signed with this key before.
+
+        For what was published before signatures were in use, or with another key. It counts as signed from now on as it
+        is: verify the store first.
+
+        Raises:
+            IntegrityError: something was changed after it was signed.
+            UserError: there is no private key.
+        """
+        self.keys.need_private()
+        trusting = Registry(self.store)
+        while found := trusting._read(concept):
+            record, etag = found
+            if record.signature:
+                self._check(record)
+            for path in sorted({p for r in record.releases for p in (r.adapter, f"bases/{r.base}")}):
+                if find(self.store, path):
+                    self._sign(path)
+            sealed = self._sealed(record)
+            if sealed == record:
+                return False
+            if self.store.replace_if_match(_path(concept), dump(sealed), etag):
+                return True
+        return False
+
+    def parse(self, concept: str, data: bytes) -> Entry:
+        """The concept's record as the store holds it. IntegrityError when it is damaged, another's, or not signed."""
         key = _path(concept)
+        record = parse(Entry, data, store=self.store, key=key, fix="restore it, or delete it to publish anew,")
+        if record.concept != concept:
+            raise IntegrityError(f"{where(self.store, key)} is the record of {record.concept}: restore its own.")
+        self._check(record)
+        return record
+
+    def _check(self, record: Entry) -> None:
+        self.keys.check_record(self.store, _path(record.concept), record.signed, record.signature, record.version)
+
+    def _sealed(self, record: Entry) -> Entry:
+        return record.model_copy(update={"signature": self.keys.signature(_path(record.concept), record.signed)})
+
+    def _sign(self, path: str) -> None:
+        if self.keys.private:
+            key = f"{path}/{MANIFEST}"
+            self.keys.sign(self.store, key, self.store.get(key, DOCUMENT_BYTES))
+
+    def _read(self, concept: str) -> tuple[Entry, str] | None:
         try:
-            data, etag = self.store.get_with_etag(key)
+            data, etag = self.store.get_with_etag(_path(concept), DOCUMENT_BYTES)
         except NotFoundError:
             return None
-        return parse(Entry, data, store=self.store, key=key, fix="restore it, or delete it to publish anew,"), etag
+        return self.parse(concept, data), etag
 
 
 def _incomplete(store: Store, path: str) -> str | None:
@@ -275,7 +265,7 @@ def _incomplete(store: Store, path: str) -> str | None:
 
 
 def _path(concept: str) -> str:
-    if not _SLUG.fullmatch(concept):
+    if not SLUG.fullmatch(concept):
         raise ValueError(f"{concept!r} is not a concept's id: use lower-case words joined by single hyphens")
     return f"registry/{concept}.json"
 

@@ -19,6 +19,7 @@ from farm.progress import Screen
 from farm.publishing import due, unfit
 from farm.queue import Queue
 from farm.registry import Registry
+from farm.signing import open_keys
 from farm.standing import quarantined, usable
 from farm.stop import Stop, StoppedError
 from farm.store import open_store, where
@@ -76,6 +77,7 @@ class Run:
         self.stop = stop or Stop()
         self.store = open_store(config.store, config.cluster.store_patience_seconds)
         self.plan = make_plan(config)
+        self.keys = open_keys(config.signing.private_key, config.signing.public_keys)
         self.outcome = Outcome(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}")
         self._events: list[dict[str, Any]] = []
         self._ray = ExitStack()
@@ -93,6 +95,8 @@ class Run:
             self.outcome.report = self._latest_report() or self._report()
             self._unpublished()
             return self.outcome
+        if "adapters" in stages:
+            self.keys.need_private()  # better known now than when the first adapter is to be published
         self._event("run", "started", farm=self.config.name, stages=list(stages))
         try:
             with self._ray:
@@ -223,7 +227,7 @@ class Run:
         def done(concept_id: str) -> None:
             if not due(Registry(self.store).record(concept_id), self.plan.adapter(concept_id).digest):
                 return
-            if entry := publish(self.store, self.plan, concept_id):
+            if entry := publish(self.store, self.plan, concept_id, self.keys):
                 self._event("publish", "done", concept=concept_id, version=entry.version)
 
         if ready:

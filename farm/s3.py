@@ -29,9 +29,11 @@ from farm.objects import (
     DamagedError,
     NotFoundError,
     StoreUnreachableError,
+    TooLargeError,
     check_key,
     check_range,
     check_seconds,
+    is_key,
     whole_file,
 )
 from farm.s3_client import NO_ANSWER, client_of, code_of, forget_client, meaning, retrying, spoken
@@ -39,7 +41,8 @@ from farm.s3_client import NO_ANSWER, client_of, code_of, forget_client, meaning
 _PIECE_BYTES = 1 << 20  # of an object that is read
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _REGION = re.compile(r"[a-z0-9-]+")
-_LONGEST_KEY = 1024  # in bytes, prefix included: S3's own limit
+_PREFIX = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*(/[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*)*")
+_LONGEST_NAME = 1024  # in bytes, prefix included: S3's own limit
 _LOST = {"PreconditionFailed", "NoSuchKey"}  # a conditional write's: Amazon says NoSuchKey for If-Match on nothing
 _SHAPE = "write s3://bucket/prefix?endpoint_url=http://host:port&region=name, where only the bucket is needed."
 
@@ -91,7 +94,7 @@ class S3Store:
         endpoint, region = options.get("endpoint_url"), options.get("region")
         valid = {
             "bucket": _BUCKET.fullmatch(address.netloc),
-            "prefix": not prefix or _is_key(prefix),
+            "prefix": not prefix or _PREFIX.fullmatch(prefix),
             "endpoint_url": endpoint is None or _is_endpoint(endpoint),
             "region": region is None or _REGION.fullmatch(region),
             "end": not address.fragment,
@@ -112,12 +115,12 @@ class S3Store:
         with self._answering():
             self._keys(self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._below, MaxKeys=1))
 
-    def get(self, key: str) -> bytes:
-        return self.get_with_etag(key)[0]
+    def get(self, key: str, at_most: int | None = None) -> bytes:
+        return self.get_with_etag(key, at_most)[0]
 
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+    def get_with_etag(self, key: str, at_most: int | None = None) -> tuple[bytes, str]:
         data = io.BytesIO()
-        etag = self._read(key, data)
+        etag = self._read(key, data, at_most)
         return data.getvalue(), etag
 
     def exists(self, key: str) -> bool:
@@ -208,8 +211,8 @@ class S3Store:
     def _name(self, key: str) -> str:
         check_key(key)
         name = self._below + key
-        if len(name.encode()) > _LONGEST_KEY:
-            raise ValueError(f"{key!r} is not a key in S3: with its prefix it is longer than {_LONGEST_KEY} bytes")
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"{key!r} is not a key in S3: with its prefix it is longer than {_LONGEST_NAME} bytes")
         return name
 
     @property
@@ -221,9 +224,9 @@ class S3Store:
         if page.get("Name") != self.bucket:
             raise ResponseParserError("the answer is no listing of the bucket")
         keys = (found["Key"].removeprefix(self._below) for found in page.get("Contents", ()))
-        return filter(_is_key, keys)
+        return filter(is_key, keys)
 
-    def _read(self, key: str, file: IO[bytes]) -> str:
+    def _read(self, key: str, file: IO[bytes], at_most: int | None = None) -> str:
         """Write the object into the file, whole and checked; its etag."""
         name = self._name(key)
 
@@ -231,6 +234,9 @@ class S3Store:
             file.seek(0)
             file.truncate()
             found = self._client.get_object(Bucket=self.bucket, Key=name)
+            if at_most is not None and found.get("ContentLength", 0) > at_most:
+                found["Body"].close()
+                raise TooLargeError.of(key, self.url, at_most)
             sha256 = self._copy(found, file)
             if found["Metadata"].get("sha256", sha256) != sha256:
                 raise DamagedError.of(key, self.url)
@@ -302,11 +308,3 @@ def _is_endpoint(url: str) -> bool:
     except ValueError:
         return False
     return bool(named) and address.scheme in ("http", "https") and not (address.query or address.fragment or "@" in url)
-
-
-def _is_key(key: str) -> bool:
-    try:
-        check_key(key)
-    except ValueError:
-        return False
-    return True

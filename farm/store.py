@@ -35,6 +35,11 @@ def _opened(url: str) -> Store:
 
         return open_s3(url)
     address = urlsplit(url)
+    if "@" in url and (scheme != "file" or address.netloc):  # what is before it may be secret, and is not repeated
+        raise UserError(
+            "The address of a store holds no user and no password: write file:///absolute/path, a folder's path or "
+            "s3://bucket/prefix."
+        )
     if scheme != "file" or address.netloc or address.path in ("", "/"):
         raise UserError(
             f"The store {url} cannot be opened: write file:///absolute/path, a folder's path or s3://bucket/prefix."

@@ -23,6 +23,7 @@ from farm.errors import UserError
 from farm.serve.bank import AdapterBank, UnknownConceptError
 from farm.serve.listing import Described, Listing
 from farm.serve.web import BusyError, Edited, create_app
+from farm.signing import open_keys, public_text
 from farm.store import open_store
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Settings(BaseModel):
     cache_mb: memory for adapters, in millions of bytes, in each editing replica.
     max_body_mb: largest upload, in millions of bytes.
     cpus: CPUs of one editing replica.
+    public_keys: whose signatures count, as `signing.public_keys` of a farm; everything is served when there are none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,6 +51,7 @@ class Settings(BaseModel):
     cache_mb: int = Field(default=512, ge=1)
     max_body_mb: float = Field(default=10, gt=0)
     cpus: int = Field(default=1, ge=1)
+    public_keys: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Self:
@@ -62,7 +65,8 @@ class Settings(BaseModel):
             farm = load_config(path)
             concepts = [concept.model_dump(include={"id", "prompt", "domain"}) for concept in farm.catalogue]
             own = farm.serve.model_dump(exclude={"host", "port"})
-            given = {"store": farm.store, "concepts": concepts, **own, **given}
+            signed = {"public_keys": farm.signing.public_keys}
+            given = {"store": farm.store, "concepts": concepts, **own, **signed, **given}
         try:
             settings = cls.model_validate(given)
         except ValidationError as error:
@@ -70,7 +74,8 @@ class Settings(BaseModel):
             place = ".".join(str(part) for part in first["loc"])
             raise UserError(f"The service's argument {place}: {first['msg']}.") from error
         # Replicas may run in another folder, or on another machine.
-        return settings.model_copy(update={"store": open_store(settings.store).url})
+        keys = tuple(map(public_text, open_keys(None, settings.public_keys).public))
+        return settings.model_copy(update={"store": open_store(settings.store).url, "public_keys": keys})
 
 
 class Editing:
@@ -79,7 +84,8 @@ class Editing:
     def __init__(self, settings: Settings) -> None:
         _keep_to_loopback()
         torch.set_num_threads(settings.cpus)
-        self._bank = AdapterBank(open_store(settings.store), byte_budget=settings.cache_mb * 1_000_000)
+        keys = open_keys(None, settings.public_keys)
+        self._bank = AdapterBank(open_store(settings.store), byte_budget=settings.cache_mb * 1_000_000, keys=keys)
         self._longest_side = settings.max_side
 
     def edit(self, concept: str, photo: Image) -> Edited | UnknownConceptError:

@@ -12,19 +12,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-import safetensors.torch
 from torch import Tensor
 
 from e2gan.config import GeneratorConfig
 from e2gan.infer import adapted_generator
-from e2gan.lora_peft import load
 from e2gan.model import Generator
-from farm.artifacts import open_artifact
 from farm.errors import UserError
 from farm.registry import Entry, Registry
 from farm.serve.listing import published
-from farm.stages.pretrain import read_base
+from farm.signing import NOBODY, Keys
 from farm.store import Store, where
+from farm.weights import read_adapter, read_base
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +80,7 @@ class AdapterBank:
     check_seconds: how old an answer of the registry may be. A version published meanwhile is then loaded by
         the first caller while the others are still given the old one. One that cannot be loaded is logged and
         tried again at the next check, and the old one stays.
+    keys: whose signatures count (`farm.signing`).
     """
 
     def __init__(
@@ -91,8 +90,10 @@ class AdapterBank:
         byte_budget: int,
         check_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        keys: Keys = NOBODY,
     ) -> None:
         self._store = store
+        self._keys = keys
         self._byte_budget = byte_budget
         self._check_seconds = check_seconds
         self._clock = clock
@@ -169,7 +170,7 @@ class AdapterBank:
 
     def _entry(self, concept: str) -> Entry:
         try:
-            entry = Registry(self._store).get(concept)
+            entry = Registry(self._store, self._keys).get(concept)
         except ValueError:  # not even a slug
             entry = None
         if entry is None:
@@ -179,11 +180,8 @@ class AdapterBank:
 
     def _load(self, entry: Entry) -> _Slot:
         base = self._base(entry.base)
-        artifact = open_artifact(self._store, entry.adapter)
-        files = {name: artifact.read(name) for name in ("adapter_config.json", "adapter_model.safetensors")}
-        text = safetensors.torch.load(artifact.read("text.safetensors"))["text"]
+        adapter, text = read_adapter(self._store, entry.adapter, entry.base, base.config, self._keys)
         try:
-            adapter = load(files, base=entry.base)
             generator = adapted_generator(base.config, base.weights, adapter)
         except ValueError as error:
             raise UserError(f"{where(self._store, entry.adapter)}: {error}.") from error
@@ -206,5 +204,5 @@ class AdapterBank:
         with self._base_lock:
             base = self._bases.get(digest)
             if base is None:
-                base = self._bases[digest] = _Base(*read_base(self._store, f"bases/{digest}"))
+                base = self._bases[digest] = _Base(*read_base(self._store, f"bases/{digest}", self._keys))
             return base

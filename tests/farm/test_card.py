@@ -24,8 +24,8 @@ from farm.card import Subject, model_card, plain
 from farm.editors import EditorSettings
 from farm.editors.licences import LICENCES, licences_of
 from farm.plan import Plan
-from farm.stages.pretrain import read_base
 from farm.store import LocalStore
+from farm.weights import read_base
 
 
 @pytest.fixture(scope="module")

@@ -253,6 +253,7 @@ def test_what_the_endpoint_is_built_from(config: Path, root: Path) -> None:
         "max_side": 256,
         "max_body_mb": 10,
         "cache_mb": 512,
+        "public_keys": [],
     }
 
 

@@ -30,10 +30,10 @@ from farm.registry import Registry
 from farm.report import collect
 from farm.stages.adapt import publish
 from farm.stages.assess import Assessment, assess, latency_ms, measure
-from farm.stages.pretrain import read_base
 from farm.stages.ranks import read_ranks
 from farm.status import farm_status
 from farm.store import LocalStore, Store
+from farm.weights import read_base
 
 CONCEPT = "sepia"
 PEFT = ("adapter_config.json", "adapter_model.safetensors")

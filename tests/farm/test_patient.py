@@ -148,9 +148,9 @@ def test_an_outage_is_told_once_and_its_end_once(away, caplog):
     attempts = Counter()
 
     class Counted(LocalStore):
-        def get(self, key):
+        def get(self, key, at_most=None):
             attempts[threading.get_ident()] += 1
-            return super().get(key)
+            return super().get(key, at_most)
 
     bring_back()
     patient_store = PatientStore(Counted(store.root), 60)

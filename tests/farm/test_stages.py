@@ -33,10 +33,11 @@ from farm.stages import ranks
 from farm.stages.adapt import adapt, publish
 from farm.stages.history import History
 from farm.stages.ingest import ingest, split_ids
-from farm.stages.pretrain import live_base, pretrain, read_base
+from farm.stages.pretrain import live_base, pretrain
 from farm.stages.ranks import SearchState, commit_ranks, read_ranks, search
 from farm.stages.select import select, selected_ids
 from farm.store import LocalStore, Store
+from farm.weights import read_base
 
 
 @pytest.fixture(scope="module", autouse=True)

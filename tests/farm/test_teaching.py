@@ -110,9 +110,9 @@ class Watched(LocalStore):
     read: list[str] = field(default_factory=list, compare=False)
     written: list[str] = field(default_factory=list, compare=False)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, at_most: int | None = None) -> bytes:
         self.read.append(key)
-        return super().get(key)
+        return super().get(key, at_most)
 
     def put(self, key: str, data: bytes) -> None:
         if len(self.written) == self.most:

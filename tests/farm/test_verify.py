@@ -102,9 +102,16 @@ def test_a_record_that_does_not_fit_is_told(store: LocalStore, plan: Plan) -> No
     assert record is not None
     for changes, says in (
         ({"version": 3}, "has the versions 3: restore it."),
-        ({"adapter": "adapters/night/" + 32 * "0"}, "which is not there: copy it from another store"),
-        ({"adapter": plan.adapter("sepia").path}, f"does not say what {plan.adapter('sepia').path} is"),
+        (
+            {"adapter": "adapters/night/" + 32 * "0", "digest": 32 * "0"},
+            "which is not there: copy it from another store",
+        ),
+        (
+            {"adapter": plan.adapter("sepia").path},
+            f"names '{plan.adapter('sepia').path}', not {record.adapter}): restore",
+        ),
         ({"base": 32 * "0"}, f"version 1 needs bases/{32 * '0'}, which is not there"),
+        ({"base": 32 * "0"}, f"version 1 does not say what {record.adapter} is"),
     ):
         store.put("registry/night.json", dump(record.model_copy(update=changes)))
         assert any("registry/night.json" in problem and says in problem for problem in look(store).problems)
