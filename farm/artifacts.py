@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from farm.errors import IntegrityError
-from farm.store import NotFoundError, Store, where
+from farm.store import NotFoundError, Reader, Store, where
+from farm.threads import in_threads
 
 MANIFEST = "manifest.json"
 PACKAGES = (
@@ -49,7 +50,7 @@ def dump(document: BaseModel) -> bytes:
     return (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def parse(kind: type[Document], data: bytes, *, store: Store, key: str, fix: str) -> Document:
+def parse(kind: type[Document], data: bytes, *, store: Reader, key: str, fix: str) -> Document:
     """Read a document back; IntegrityError, whose sentence ends with `fix`, when it is not a valid one."""
     try:
         return kind.model_validate_json(data)
@@ -140,7 +141,7 @@ class Manifest(BaseModel):
         )
 
 
-def find(store: Store, path: str) -> Manifest | None:
+def find(store: Reader, path: str) -> Manifest | None:
     """The manifest of the artifact at `path`, None when there is no such artifact.
 
     IntegrityError when the manifest is damaged, was edited, or belongs to another folder.
@@ -167,7 +168,7 @@ def commit(
     device_seconds: float = 0.0,
     summary: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Put the files, then the manifest that makes them an artifact.
+    """Put the files, side by side, then the manifest that makes them an artifact.
 
     A FileEntry stands for a file that a worker has put under that name and hashed: it is not read again;
     NotFoundError when it is not there. When another process committed the same artifact first, its manifest is
@@ -181,13 +182,16 @@ def commit(
     by_workers = {f"{spec.path}/{name}" for name, data in files.items() if isinstance(data, FileEntry)}
     if by_workers and (missing := by_workers.difference(store.list(f"{spec.path}/"))):
         raise NotFoundError(min(missing), store.url)
-    entries = {}
-    for name, data in sorted(files.items()):
+
+    def put(name: str) -> FileEntry:
+        data = files[name]
         if isinstance(data, FileEntry):
-            entries[name] = data
-        else:
-            store.put(f"{spec.path}/{name}", data)
-            entries[name] = FileEntry.of(data)
+            return data
+        store.put(f"{spec.path}/{name}", data)
+        return FileEntry.of(data)
+
+    names = sorted(files)
+    entries = dict(zip(names, in_threads(put, names), strict=True))
     manifest = Manifest(
         stage=spec.stage,
         version=spec.version,

@@ -27,6 +27,7 @@ from farm.objects import (
 _LEFTOVER_SECONDS = 24 * 3600.0  # no writer takes a day to prepare one object: what is older was left by a killed one
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _PIECE_BYTES = 1 << 20  # of a file that is copied
+_TICK_SECONDS = 2.0  # within which a file system's clock may stand still, and another file get the same number and time
 _LOOKS = 2  # for what is missing: the store may have come back between the first look and the proof that it is there
 # ENOENT: a missing object is looked for above; anything else that is missing was the store's.
 _AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOENT}
@@ -127,6 +128,22 @@ class LocalStore:
         return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
+        return iter(self._below(prefix))
+
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        marks = {}
+        for key in self._below(prefix):
+            with self._answering():
+                try:
+                    found = (self.root / key).stat()
+                except _MISSING:  # deleted since it was listed
+                    self._check()
+                    continue
+            old = time.time() - found.st_mtime > _TICK_SECONDS
+            marks[key] = f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}" if old else uuid.uuid4().hex
+        return marks
+
+    def _below(self, prefix: str) -> tuple[str, ...]:
         if prefix:
             check_key(prefix.removesuffix("/"))
         with self._answering():
@@ -135,7 +152,7 @@ class LocalStore:
                 if keys and not gaps:
                     break
                 self._check()
-        return iter(sorted(key for key in keys if key.startswith(prefix)))
+        return tuple(sorted(key for key in keys if key.startswith(prefix)))
 
     def delete(self, key: str) -> None:
         path = self.path(key)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from farm.artifacts import dump, parse
 from farm.leases import Hold, LeaseLostError, Leases, owner_name
 from farm.store import NotFoundError, Store
+from farm.threads import in_threads
 
 __all__ = ["Item", "Lease", "LeaseLostError", "Queue", "owner_name"]
 
@@ -139,8 +140,10 @@ class Queue:
 
         One look cannot tell who is silent: with clocks that differ, the list is wrong by as much.
         """
-        found = [(item, self._leases.look(item.key)) for item in self._items("pending")]
-        return [Lease(item, hold) for item, hold in found if hold]
+        items, held = self._items("pending"), set(self._keys("leases"))
+        items = [item for item in items if item.key in held]
+        holds = in_threads(lambda item: self._leases.look(item.key), items)
+        return [Lease(item, hold) for item, hold in zip(items, holds, strict=True) if hold]
 
     def failed(self) -> list[Item]:
         """The items that failed for good, each with its last error."""
@@ -205,13 +208,13 @@ class Queue:
         return item
 
     def _items(self, state: str) -> list[Item]:
-        items = []
-        for key in self._keys(state):
+        def read(key: str) -> Item | None:
             try:
-                items.append(self._item(state, key))
+                return self._item(state, key)
             except NotFoundError:  # it has moved on since it was listed
-                continue
-        return items
+                return None
+
+        return [item for item in in_threads(read, self._keys(state)) if item]
 
     def _item(self, state: str, key: str) -> Item:
         path = self._path(state, key)

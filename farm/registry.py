@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from farm.artifacts import MANIFEST, dump, find, parse, verify
+from farm.artifacts import MANIFEST, Manifest, dump, find, parse, verify
 from farm.errors import IntegrityError, UserError
-from farm.store import NotFoundError, Store, where
+from farm.store import NotFoundError, Reader, Store, where
 from farm.threads import in_threads
 
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -105,8 +105,7 @@ class Registry:
 
     def record(self, concept: str) -> Entry | None:
         """All that ever happened to the concept, also when it is not published now; None when nothing ever did."""
-        found = self._read(concept)
-        return found[0] if found else None
+        return read_record(self.store, concept)
 
     def etag(self, concept: str) -> str | None:
         """Changes exactly when the concept's record does; None when there is none."""
@@ -119,14 +118,11 @@ class Registry:
 
     def records(self) -> dict[str, Entry]:
         """Every concept that ever was published, sorted."""
-        concepts = self.concepts()
-        found = zip(concepts, in_threads(self.record, concepts), strict=True)
-        return {concept: record for concept, record in found if record}
+        return read_records(self.store)
 
     def concepts(self) -> tuple[str, ...]:
         """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
-        names = (key.removeprefix("registry/").removesuffix(".json") for key in self.store.list("registry/"))
-        return tuple(name for name in names if _SLUG.fullmatch(name))
+        return recorded(self.store)
 
     def publish(
         self,
@@ -138,8 +134,11 @@ class Registry:
         metrics: Mapping[str, Any],
         forced: str | None = None,
         id: str | None = None,
+        manifest: Manifest | None = None,
     ) -> Entry:
         """Make the adapter the concept's current one, with the next version; return the record.
+
+        manifest: the adapter's, where the caller has just read or written it.
 
         Publishing the digest that is current already changes nothing. Losing a race means trying again on top
         of the winner's record.
@@ -151,8 +150,8 @@ class Registry:
         def decide(record: Entry | None) -> dict[str, Any] | None:
             if record and record.published and record.digest == digest:
                 return None
-            for path in (adapter, f"bases/{base}"):
-                if problem := _incomplete(self.store, path):
+            for path, known in ((adapter, manifest), (f"bases/{base}", None)):
+                if problem := _incomplete(self.store, path, known):
                     raise UserError(f"{concept} is not published: {problem}")
             chosen = {"adapter": adapter, "digest": digest, "base": base, "metrics": dict(metrics)}
             return {**chosen, "action": "published", "forced": forced}
@@ -252,23 +251,49 @@ class Registry:
                 return entry
 
     def _read(self, concept: str) -> tuple[Entry, str] | None:
-        key = _path(concept)
         try:
-            data, etag = self.store.get_with_etag(key)
+            data, etag = self.store.get_with_etag(_path(concept))
         except NotFoundError:
             return None
-        return parse(Entry, data, store=self.store, key=key, fix="restore it, or delete it to publish anew,"), etag
+        return _parsed(self.store, concept, data), etag
 
 
-def _incomplete(store: Store, path: str) -> str | None:
-    """Why the artifact cannot be used, as far as its manifest and a listing tell."""
+def read_record(store: Reader, concept: str) -> Entry | None:
+    """A concept's record; None when there is none. IntegrityError when it is damaged."""
     try:
-        manifest = find(store, path)
+        data = store.get(_path(concept))
+    except NotFoundError:
+        return None
+    return _parsed(store, concept, data)
+
+
+def recorded(store: Reader) -> tuple[str, ...]:
+    """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
+    names = (key.removeprefix("registry/").removesuffix(".json") for key in store.list("registry/"))
+    return tuple(name for name in names if _SLUG.fullmatch(name))
+
+
+def read_records(store: Reader) -> dict[str, Entry]:
+    """All records, sorted by concept."""
+    concepts = recorded(store)
+    found = zip(concepts, in_threads(lambda concept: read_record(store, concept), concepts), strict=True)
+    return {concept: record for concept, record in found if record}
+
+
+def _parsed(store: Reader, concept: str, data: bytes) -> Entry:
+    return parse(Entry, data, store=store, key=_path(concept), fix="restore it, or delete it to publish anew,")
+
+
+def _incomplete(store: Store, path: str, manifest: Manifest | None) -> str | None:
+    """Why the artifact cannot be used, as far as its manifest, unless it is given, and a listing tell."""
+    there = set(store.list(f"{path}/"))
+    try:
+        manifest = manifest or find(store, path)
     except IntegrityError as error:
         return str(error)
-    if manifest is None:
+    if manifest is None or f"{path}/{MANIFEST}" not in there:
         return f"{store.url} holds no artifact {path}; run `farm run` to make it."
-    missing = {f"{path}/{name}" for name in manifest.files}.difference(store.list(f"{path}/"))
+    missing = {f"{path}/{name}" for name in manifest.files} - there
     if missing:
         return f"{where(store, min(missing))} is missing: delete the folder {path} and run again."
     return None

@@ -25,6 +25,7 @@ from farm.registry import Entry, Registry
 from farm.serve.listing import published
 from farm.stages.pretrain import read_base
 from farm.store import Store, where
+from farm.threads import in_threads
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,13 @@ class Loaded:
     base: str
     generator: Generator
     text: Tensor
+
+
+def adapter_files(store: Store, entry: Entry) -> dict[str, bytes]:
+    """What is read of a release to serve it, by name. NotFoundError and IntegrityError as in `farm.artifacts`."""
+    artifact = open_artifact(store, entry.adapter)
+    names = ("adapter_config.json", "adapter_model.safetensors", "text.safetensors")
+    return dict(zip(names, in_threads(artifact.read, names), strict=True))
 
 
 @dataclass(frozen=True)
@@ -179,9 +187,8 @@ class AdapterBank:
 
     def _load(self, entry: Entry) -> _Slot:
         base = self._base(entry.base)
-        artifact = open_artifact(self._store, entry.adapter)
-        files = {name: artifact.read(name) for name in ("adapter_config.json", "adapter_model.safetensors")}
-        text = safetensors.torch.load(artifact.read("text.safetensors"))["text"]
+        files = adapter_files(self._store, entry)
+        text = safetensors.torch.load(files.pop("text.safetensors"))["text"]
         try:
             adapter = load(files, base=entry.base)
             generator = adapted_generator(base.config, base.weights, adapter)

@@ -150,4 +150,5 @@ def publish(store: Store, plan: Plan, concept_id: str) -> Entry | None:
         digest=spec.digest,
         base=plan.base.digest,
         metrics=adapter.summary["metrics"],
+        manifest=adapter,
     )

@@ -234,6 +234,7 @@ def test_a_missing_bucket_is_no_empty_store(store, tmp_path):
         lambda: away.get("a"),
         lambda: away.exists("a"),
         lambda: away.list(),
+        lambda: away.marks(),
         lambda: away.delete("a"),
         lambda: away.put("a", b""),
         lambda: away.put_if_absent("a", b""),
