@@ -108,9 +108,10 @@ class S3Store:
         return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
 
     def check(self) -> None:
-        """StoreError when the bucket is not there, or may not be listed."""
+        """StoreError when the bucket is not there, or may not be listed. A server that is silent is not waited for."""
         with self._answering():
-            self._listed(self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._below, MaxKeys=1))
+            client = client_of(self.endpoint_url, self.region, hasty=True)
+            self._listed(client.list_objects_v2(Bucket=self.bucket, Prefix=self._below, MaxKeys=1))
 
     def get(self, key: str) -> bytes:
         return self.get_with_etag(key)[0]
@@ -151,7 +152,7 @@ class S3Store:
 
     def delete(self, key: str) -> None:
         name = self._name(key)
-        with self._answering():
+        with self._answering(key):
             self._client.delete_object(Bucket=self.bucket, Key=name)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -191,7 +192,7 @@ class S3Store:
                     Config=TransferConfig(preferred_transfer_client="classic"),
                 )
 
-        with self._answering():
+        with self._answering(key):
             retrying()(write)
 
     def presigned_url(self, key: str, seconds: int) -> str:
@@ -219,12 +220,12 @@ class S3Store:
     def _client(self) -> Any:
         return client_of(self.endpoint_url, self.region)
 
-    def _listed(self, page: dict[str, Any]) -> list[tuple[str, str]]:
+    def _listed(self, page: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         """Keys and etags of a page of a listing. Consoles mark folders by objects that no store can name: not these."""
         if page.get("Name") != self.bucket:
             raise ResponseParserError("the answer is no listing of the bucket")
         found = ((one["Key"].removeprefix(self._below), one["ETag"]) for one in page.get("Contents", ()))
-        return [(key, etag) for key, etag in found if _is_key(key)]
+        return tuple((key, etag) for key, etag in found if _is_key(key))
 
     def _read(self, key: str, file: IO[bytes]) -> str:
         """Write the object into the file, whole and checked; its etag."""
@@ -262,7 +263,7 @@ class S3Store:
         if condition:
             metadata["writer"] = uuid.uuid4().hex
         request = {"Bucket": self.bucket, "Key": name, "Body": data, "Metadata": metadata, **condition}
-        with self._answering():
+        with self._answering(key):
             try:
                 self._etag(retrying()(self._client.put_object, **request))
             except ClientError as error:

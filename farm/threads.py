@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Condition
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 THREADS = 16
+MEMORY_BYTES = 256 << 20
+"""What whole objects may take that are read side by side, to be hashed or copied."""
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS) -> Iterator[Result]:
@@ -17,3 +21,22 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], thread
         yield from pool.map(function, items)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Allowance:
+    """Bytes that threads may have in memory together: who wants more than is left waits."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._taken, self._change = limit, 0, Condition()
+
+    @contextmanager
+    def take(self, size: int) -> Iterator[None]:
+        with self._change:
+            self._change.wait_for(lambda: not self._taken or self._taken + size <= self._limit)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._change:
+                self._taken -= size
+                self._change.notify_all()

@@ -13,7 +13,7 @@ from farm.graph import Graph, in_packs, in_runs, planned, published, read_graph
 from farm.plan import Plan
 from farm.registry import Entry, Registry
 from farm.store import Store, where
-from farm.threads import in_threads
+from farm.threads import MEMORY_BYTES, Allowance, in_threads
 
 
 @dataclass
@@ -51,12 +51,14 @@ def verify(store: Store, plans: Iterable[Plan], on_progress: Callable[[int, int,
                 found.problems.append(
                     f"{where(store, path)} was made from {name} {digest}, which is not there any more."
                 )
+    memory = Allowance(MEMORY_BYTES)
     files = [(path, name) for path in whole for name in graph.manifests[path].files]
 
     def read(file: tuple[str, str]) -> str | None:
         path, name = file
         try:
-            Artifact(store, graph.manifests[path]).read(name)
+            with memory.take(graph.manifests[path].files[name].size):
+                Artifact(store, graph.manifests[path]).read(name)
         except IntegrityError as error:
             return str(error)
         return None
