@@ -43,6 +43,7 @@ from farm.artifacts import MANIFEST, Manifest, Spec, commit
 from farm.errors import UserError
 from farm.objects import Store
 from farm.registry import Entry, Registry
+from farm.serve.bank import adapter_files
 from farm.store import LocalStore, open_store
 from farm.threads import in_threads
 
@@ -131,7 +132,8 @@ def a_gateway(scratch: Path) -> Iterator[Place]:
             place.requests[event_name.rpartition(".")[2]] += 1
             time.sleep(place.delay)
 
-        client_of(endpoint, None).meta.events.register("before-send.s3", sent)
+        for hasty in (False, True):
+            client_of(endpoint, None, hasty=hasty).meta.events.register("before-send.s3", sent)
         yield place
 
 
@@ -195,8 +197,6 @@ def publish(store: Store, concept: str, files: dict[str, bytes]) -> Entry:
 
 def read(store: Store, concept: str) -> dict[str, bytes]:
     """What a server does with a concept that it does not have in memory."""
-    from farm.serve.bank import adapter_files
-
     entry = Registry(store).get(concept)
     assert entry is not None
     return adapter_files(store, entry)
@@ -316,11 +316,12 @@ def calls(place: Place, concepts: int) -> Iterator[dict[str, Any]]:
     }.items():
         place.requests.clear()
         counted.clear()
-        started = time.perf_counter()
+        started, cpu = time.perf_counter(), time.process_time()
         work()
-        seconds = time.perf_counter() - started
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
         asked = dict(sorted((place.requests if place.remote else counted).items()))
         row = {"what": what, "calls": sum(asked.values()), "of_them": asked, "seconds": round(seconds, 3)}
+        row["cpu_seconds"] = round(cpu, 3)
         if place.remote and what in ("status", "rerun"):
             place.delay = DELAY_SECONDS
             started = time.perf_counter()

@@ -140,8 +140,8 @@ class Queue:
 
         One look cannot tell who is silent: with clocks that differ, the list is wrong by as much.
         """
-        items, held = self._items("pending"), set(self._keys("leases"))
-        items = [item for item in items if item.key in held]
+        held = set(self._keys("leases"))
+        items = self._items("pending", held) if held else []
         holds = in_threads(lambda item: self._leases.look(item.key), items)
         return [Lease(item, hold) for item, hold in zip(items, holds, strict=True) if hold]
 
@@ -207,14 +207,15 @@ class Queue:
         self._known[key] = (self.monotonic(), item)
         return item
 
-    def _items(self, state: str) -> list[Item]:
+    def _items(self, state: str, among: Container[str] | None = None) -> list[Item]:
         def read(key: str) -> Item | None:
             try:
                 return self._item(state, key)
             except NotFoundError:  # it has moved on since it was listed
                 return None
 
-        return [item for item in in_threads(read, self._keys(state)) if item]
+        keys = [key for key in self._keys(state) if among is None or key in among]
+        return [item for item in in_threads(read, keys) if item]
 
     def _item(self, state: str, key: str) -> Item:
         path = self._path(state, key)

@@ -126,11 +126,11 @@ def test_the_store_is_asked_in_bulk(root: Path, tmp_path: Path) -> None:
     farm_status(finished, plan)  # type: ignore[arg-type]
     made = len(CONCEPTS) * 2 + 4  # adapters and quality; sources, selection, base, ranks
     assert finished.calls["get"] == made + len(CONCEPTS)
-    assert finished.calls["list"] + finished.calls["marks"] == 12
+    assert finished.calls["list"] + finished.calls["marks"] == 11
     assert set(finished.calls) <= {"get", "list", "marks"}
     empty = Asked(LocalStore(tmp_path))
     farm_status(empty, plan)  # type: ignore[arg-type]
-    assert set(empty.calls) <= {"list", "marks"} and sum(empty.calls.values()) == 13
+    assert set(empty.calls) <= {"list", "marks"} and sum(empty.calls.values()) == 12
 
 
 def test_what_is_finished_between_two_looks_does_not_look_lost(root: Path, tmp_path: Path) -> None:
