@@ -16,6 +16,7 @@ from importlib import metadata
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import to_json
 
 from farm.errors import IntegrityError
 from farm.store import NotFoundError, Reader, Store, where
@@ -47,7 +48,8 @@ def canonical_json(value: object) -> str:
 def dump(document: BaseModel) -> bytes:
     """The bytes of a document that people may read in the store. ValueError for NaN and infinities."""
     plain = document.model_dump()
-    return (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    json.dumps(plain, allow_nan=False)  # the one below would write NaN; this one is slow only where it indents
+    return to_json(plain, indent=2) + b"\n"
 
 
 def parse(kind: type[Document], data: bytes, *, store: Reader, key: str, fix: str) -> Document:
@@ -191,7 +193,7 @@ def commit(
         return FileEntry.of(data)
 
     names = sorted(files)
-    entries = dict(zip(names, in_threads(put, names), strict=True))
+    entries = dict(zip(names, in_threads(put, names, store.at_once), strict=True))
     manifest = Manifest(
         stage=spec.stage,
         version=spec.version,

@@ -15,9 +15,6 @@ from itertools import takewhile
 from farm.objects import NotFoundError, Reader, Store
 from farm.threads import in_threads
 
-READERS = 32
-"""How many documents are read at once: as many as an S3 store has connections."""
-
 
 @dataclass(frozen=True)
 class Glance:
@@ -79,7 +76,7 @@ class Documents:
         chosen = [key for key in keys if wanted(key)]
         stale = [key for key in chosen if self._read.get(key, ("",))[0] != marks[key]]
         known = {key: self._read[key] for key in set(chosen).difference(stale)}
-        for key, data in zip(stale, in_threads(self._get, stale, READERS), strict=True):
+        for key, data in zip(stale, in_threads(self._get, stale, self._store.at_once), strict=True):
             if data is not None:
                 known[key] = marks[key], data
         gone = set(chosen).difference(known)  # deleted since it was listed

@@ -77,6 +77,10 @@ class LocalStore:
     def url(self) -> str:
         return self.root.as_uri()
 
+    @property
+    def at_once(self) -> int:
+        return 1
+
     def path(self, key: str) -> Path:
         """Where the object lies, for tools that need a file. Only to read: writes go through the store."""
         check_key(key)

@@ -88,6 +88,10 @@ class Store(Reader, Protocol):
     def __hash__(self) -> int:
         """Two handles of one place are equal and hash alike: a store can be the key of a cache."""
 
+    @property
+    def at_once(self) -> int:
+        """How many calls are worth making side by side: one where a call is no trip over a network."""
+
     def get_with_etag(self, key: str) -> tuple[bytes, str]:
         """The bytes and the etag that `replace_if_match` wants; NotFoundError when there is none."""
 

@@ -63,6 +63,10 @@ class PatientStore:
     def url(self) -> str:
         return self.store.url
 
+    @property
+    def at_once(self) -> int:
+        return self.store.at_once
+
     def get(self, key: str) -> bytes:
         return self._patiently(lambda: self.store.get(key))
 

@@ -142,7 +142,7 @@ class Queue:
         """
         held = set(self._keys("leases"))
         items = self._items("pending", held) if held else []
-        holds = in_threads(lambda item: self._leases.look(item.key), items)
+        holds = in_threads(lambda item: self._leases.look(item.key), items, self.store.at_once)
         return [Lease(item, hold) for item, hold in zip(items, holds, strict=True) if hold]
 
     def failed(self) -> list[Item]:
@@ -215,7 +215,7 @@ class Queue:
                 return None
 
         keys = [key for key in self._keys(state) if among is None or key in among]
-        return [item for item in in_threads(read, keys) if item]
+        return [item for item in in_threads(read, keys, self.store.at_once) if item]
 
     def _item(self, state: str, key: str) -> Item:
         path = self._path(state, key)

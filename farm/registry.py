@@ -118,7 +118,7 @@ class Registry:
 
     def records(self) -> dict[str, Entry]:
         """Every concept that ever was published, sorted."""
-        return read_records(self.store)
+        return read_records(self.store, self.store.at_once)
 
     def concepts(self) -> tuple[str, ...]:
         """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
@@ -273,10 +273,10 @@ def recorded(store: Reader) -> tuple[str, ...]:
     return tuple(name for name in names if _SLUG.fullmatch(name))
 
 
-def read_records(store: Reader) -> dict[str, Entry]:
-    """All records, sorted by concept."""
+def read_records(store: Reader, at_once: int = 1) -> dict[str, Entry]:
+    """All records, sorted by concept; so many are read side by side."""
     concepts = recorded(store)
-    found = zip(concepts, in_threads(lambda concept: read_record(store, concept), concepts), strict=True)
+    found = zip(concepts, in_threads(lambda concept: read_record(store, concept), concepts, at_once), strict=True)
     return {concept: record for concept, record in found if record}
 
 

@@ -34,7 +34,7 @@ from farm.objects import (
     check_seconds,
     whole_file,
 )
-from farm.s3_client import NO_ANSWER, client_of, code_of, forget_client, meaning, retrying, spoken
+from farm.s3_client import CONNECTIONS, NO_ANSWER, client_of, code_of, forget_client, meaning, retrying, spoken
 
 _PIECE_BYTES = 1 << 20  # of an object that is read
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -106,6 +106,10 @@ class S3Store:
         options = {"endpoint_url": self.endpoint_url, "region": self.region}
         query = urlencode({name: value for name, value in options.items() if value}, safe="/:")
         return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
+
+    @property
+    def at_once(self) -> int:
+        return CONNECTIONS
 
     def check(self) -> None:
         """StoreError when the bucket is not there, or may not be listed. A server that is silent is not waited for."""

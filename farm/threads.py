@@ -16,6 +16,9 @@ MEMORY_BYTES = 256 << 20
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int = THREADS) -> Iterator[Result]:
     """The results in order. What has not begun is not done when one raises, or when nobody wants more of them."""
+    if threads == 1:
+        yield from map(function, items)
+        return
     pool = ThreadPoolExecutor(threads)
     try:
         yield from pool.map(function, items)

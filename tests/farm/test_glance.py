@@ -23,7 +23,8 @@ class Counted:
         self.before_reading = lambda: None
 
     def __getattr__(self, name: str) -> Any:
-        self.calls[name] += 1
+        if name in ("get", "marks", "list"):
+            self.calls[name] += 1
         if name == "get":
             self.before_reading()
             self.before_reading = lambda: None
@@ -119,6 +120,7 @@ KEYS = st.sampled_from(["a/b", "a/b/c", "a/bc", "a/d", "ab/c", "b/a", "b/c/d", "
 def test_a_glance_answers_as_the_store_does(there: set[str], prefixes: set[str], wanted: set[str], key: str) -> None:
     class Dictionary:
         url = "dict:"
+        at_once = 1
 
         def get(self, key: str) -> bytes:
             if key not in there:

@@ -115,7 +115,8 @@ class Asked:
         self.store, self.calls = store, Counter[str]()
 
     def __getattr__(self, name: str) -> Any:
-        self.calls[name] += callable(getattr(self.store, name))
+        if callable(getattr(self.store, name)):
+            self.calls[name] += 1
         return getattr(self.store, name)
 
 
