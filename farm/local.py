@@ -135,17 +135,18 @@ class LocalStore:
         return iter(self._below(prefix))
 
     def marks(self, prefix: str = "") -> dict[str, str]:
-        marks = {}
-        for key in self._below(prefix):
-            with self._answering():
-                try:
+        marks = {key: self._mark(key) for key in self._below(prefix)}
+        return {key: mark for key, mark in marks.items() if mark}
+
+    def _mark(self, key: str) -> str | None:
+        with self._answering():
+            for _ in range(_LOOKS):
+                with suppress(*_MISSING):
                     found = (self.root / key).stat()
-                except _MISSING:  # deleted since it was listed
-                    self._check()
-                    continue
-            old = time.time() - found.st_mtime > _TICK_SECONDS
-            marks[key] = f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}" if old else uuid.uuid4().hex
-        return marks
+                    old = time.time() - found.st_mtime > _TICK_SECONDS
+                    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}" if old else uuid.uuid4().hex
+                self._check()
+        return None  # deleted since it was listed
 
     def _below(self, prefix: str) -> tuple[str, ...]:
         if prefix:
