@@ -20,7 +20,7 @@ from pydantic_core import to_json
 
 from farm.errors import IntegrityError
 from farm.store import NotFoundError, Reader, Store, where
-from farm.threads import in_threads
+from farm.threads import beside
 
 MANIFEST = "manifest.json"
 PACKAGES = (
@@ -193,7 +193,7 @@ def commit(
         return FileEntry.of(data)
 
     names = sorted(files)
-    entries = dict(zip(names, in_threads(put, names, store.at_once), strict=True))
+    entries = dict(zip(names, beside(put, names, store.at_once), strict=True))
     manifest = Manifest(
         stage=spec.stage,
         version=spec.version,

@@ -25,7 +25,7 @@ from farm.registry import Entry, Registry
 from farm.serve.listing import published
 from farm.stages.pretrain import read_base
 from farm.store import Store, where
-from farm.threads import in_threads
+from farm.threads import beside
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def adapter_files(store: Store, entry: Entry) -> dict[str, bytes]:
     """What is read of a release to serve it, by name. NotFoundError and IntegrityError as in `farm.artifacts`."""
     artifact = open_artifact(store, entry.adapter)
     names = ("adapter_config.json", "adapter_model.safetensors", "text.safetensors")
-    return dict(zip(names, in_threads(artifact.read, names, store.at_once), strict=True))
+    return dict(zip(names, beside(artifact.read, names, store.at_once), strict=True))
 
 
 @dataclass(frozen=True)
