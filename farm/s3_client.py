@@ -48,7 +48,8 @@ NO_ANSWER = (
 """What boto3 raises when nothing came back, or nothing that S3 says."""
 
 _TORN = {"BadDigest", "XAmzContentSHA256Mismatch"}  # what the server got is not what was sent
-_ONCE_MORE = {"ConditionalRequestConflict", "OperationAborted", *_TORN}
+# UnknownError is Ceph's, of a write that met another; boto3 repeats it too, but only until its quota is used up.
+_ONCE_MORE = {"ConditionalRequestConflict", "OperationAborted", "UnknownError", *_TORN}
 _AWAY = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", *_ONCE_MORE}
 _AWAY_STATUS = {429, 500, 502, 503, 504}
 _FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}

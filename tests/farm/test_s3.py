@@ -397,6 +397,20 @@ def test_what_may_pass_is_waited_for(s3_keys, hasty, status, code):
                 call("a", b"")
 
 
+@pytest.mark.parametrize("code", ["UnknownError", "ConditionalRequestConflict"])
+def test_a_write_that_met_another_is_written_again(s3_keys, monkeypatch, code):
+    """Also when boto3 repeats nothing any more, which it stops doing after many failures."""
+    monkeypatch.setattr(s3_client, "FIRST_WAIT_SECONDS", 0.001)
+    with listening(refusal("500 Internal Server Error", code)) as url:
+        store, asked = S3Store.parse(url), []
+        events = store._client.meta.events
+        events.register("before-send.s3", lambda **_: asked.append(1))
+        events.register_first("needs-retry.s3", lambda **_: False)
+        with pytest.raises(StoreUnreachableError):
+            store.replace_if_match("a", b"", "x")
+    assert len(asked) >= s3_client.ATTEMPTS
+
+
 def test_a_server_that_hangs_is_away(s3_keys, hasty, monkeypatch):
     monkeypatch.setattr(s3_client, "READ_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
