@@ -54,7 +54,7 @@ QUIET = {
     "RAY_raylet_start_wait_time_s": "300",
     "REPORTER_UPDATE_INTERVAL_MS": "3600000",
 }
-"""What every node reports of itself all the time, and how long it may take to start: here nine share the cores of one."""
+"""What nodes report of themselves all the time, and how long they may take to start: here nine share one's cores."""
 DURATIONS = Path(__file__).parent / "results" / "durations.json"
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "adversarial_weight": 0, "l1_weight": 1}
 

@@ -16,11 +16,13 @@ from importlib import metadata
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 
 from farm.errors import IntegrityError
 from farm.objects import TooLargeError
 from farm.signing import NOBODY, Keys
-from farm.store import NotFoundError, Store, check_key, where
+from farm.store import NotFoundError, Reader, Store, check_key, where
+from farm.threads import beside
 
 MANIFEST = "manifest.json"
 DOCUMENT_BYTES = 32 << 20
@@ -50,10 +52,11 @@ def canonical_json(value: object) -> str:
 def dump(document: BaseModel) -> bytes:
     """The bytes of a document that people may read in the store. ValueError for NaN and infinities."""
     plain = document.model_dump()
-    return (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    json.dumps(plain, allow_nan=False)  # the one below would write NaN; this one is slow only where it indents
+    return to_json(plain, indent=2) + b"\n"
 
 
-def parse(kind: type[Document], data: bytes, *, store: Store, key: str, fix: str) -> Document:
+def parse(kind: type[Document], data: bytes, *, store: Reader, key: str, fix: str) -> Document:
     """Read a document back; IntegrityError, whose sentence ends with `fix`, when it is not a valid one."""
     try:
         return kind.model_validate_json(data)
@@ -167,7 +170,7 @@ class Manifest(BaseModel):
         )
 
 
-def find(store: Store, path: str, keys: Keys = NOBODY) -> Manifest | None:
+def find(store: Reader, path: str, keys: Keys = NOBODY) -> Manifest | None:
     """The manifest of the artifact at `path`, None when there is no such artifact.
 
     IntegrityError when the manifest is damaged, was edited, belongs to another folder, or none of the keys signed it.
@@ -195,7 +198,7 @@ def commit(
     device_seconds: float = 0.0,
     summary: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Put the files, then the manifest that makes them an artifact.
+    """Put the files, side by side, then the manifest that makes them an artifact.
 
     A FileEntry stands for a file that a worker has put under that name and hashed: it is not read again;
     NotFoundError when it is not there. When another process committed the same artifact first, its manifest is
@@ -209,13 +212,16 @@ def commit(
     by_workers = {f"{spec.path}/{name}" for name, data in files.items() if isinstance(data, FileEntry)}
     if by_workers and (missing := by_workers.difference(store.list(f"{spec.path}/"))):
         raise NotFoundError(min(missing), store.url)
-    entries = {}
-    for name, data in sorted(files.items()):
+
+    def put(name: str) -> FileEntry:
+        data = files[name]
         if isinstance(data, FileEntry):
-            entries[name] = data
-        else:
-            store.put(f"{spec.path}/{name}", data)
-            entries[name] = FileEntry.of(data)
+            return data
+        store.put(f"{spec.path}/{name}", data)
+        return FileEntry.of(data)
+
+    names = sorted(files)
+    entries = dict(zip(names, beside(put, names, store.at_once), strict=True))
     manifest = Manifest(
         stage=spec.stage,
         version=spec.version,

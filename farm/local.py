@@ -29,6 +29,7 @@ from farm.objects import (
 _LEFTOVER_SECONDS = 24 * 3600.0  # no writer takes a day to prepare one object: what is older was left by a killed one
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _PIECE_BYTES = 1 << 20  # of a file that is copied
+_TICK_SECONDS = 2.0  # within which a file system's clock may stand still, and another file get the same number and time
 _LOOKS = 2  # for what is missing: the store may have come back between the first look and the proof that it is there
 # ENOENT: a missing object is looked for above; anything else that is missing was the store's.
 _AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOENT}
@@ -77,6 +78,10 @@ class LocalStore:
     @property
     def url(self) -> str:
         return self.root.as_uri()
+
+    @property
+    def at_once(self) -> int:
+        return 1
 
     def path(self, key: str) -> Path:
         """Where the object lies, for tools that need a file. Only to read: writes go through the store."""
@@ -131,6 +136,23 @@ class LocalStore:
         return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
+        return iter(self._below(prefix))
+
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        marks = {key: self._mark(key) for key in self._below(prefix)}
+        return {key: mark for key, mark in marks.items() if mark}
+
+    def _mark(self, key: str) -> str | None:
+        with self._answering():
+            for _ in range(_LOOKS):
+                with suppress(*_MISSING):
+                    found = (self.root / key).stat()
+                    old = time.time() - found.st_mtime > _TICK_SECONDS
+                    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}" if old else uuid.uuid4().hex
+                self._check()
+        return None  # deleted since it was listed
+
+    def _below(self, prefix: str) -> tuple[str, ...]:
         if prefix:
             check_key(prefix.removesuffix("/"))
         with self._answering():
@@ -139,7 +161,7 @@ class LocalStore:
                 if keys and not gaps:
                     break
                 self._check()
-        return iter(sorted(key for key in keys if key.startswith(prefix) and is_key(key)))
+        return tuple(sorted(key for key in keys if key.startswith(prefix) and is_key(key)))
 
     def delete(self, key: str) -> None:
         path = self.path(key)

@@ -78,14 +78,8 @@ class TooLargeError(IntegrityError):
         )
 
 
-class Store(Protocol):
-    """What every store does; the module's docstring says what it promises.
-
-    Every method may raise StoreUnreachableError, and StoreError when the store is full or may not be used.
-    """
-
-    def __hash__(self) -> int:
-        """Two handles of one place are equal and hash alike: a store can be the key of a cache."""
+class Reader(Protocol):
+    """What is enough to look at a store: a store itself, or what one look at it found (`farm.glance`)."""
 
     @property
     def url(self) -> str:
@@ -96,6 +90,23 @@ class Store(Protocol):
 
         at_most: TooLargeError when it has more bytes, which are then not read.
         """
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """The keys that begin with the prefix, sorted. As in S3, `a/b` matches `a/bc` and `a/b/` does not."""
+
+
+class Store(Reader, Protocol):
+    """What every store does; the module's docstring says what it promises.
+
+    Every method may raise StoreUnreachableError, and StoreError when the store is full or may not be used.
+    """
+
+    def __hash__(self) -> int:
+        """Two handles of one place are equal and hash alike: a store can be the key of a cache."""
+
+    @property
+    def at_once(self) -> int:
+        """How many calls are worth making side by side: one where a call is no trip over a network."""
 
     def get_with_etag(self, key: str, at_most: int | None = None) -> tuple[bytes, str]:
         """The bytes, as `get`, and the etag that `replace_if_match` wants."""
@@ -112,8 +123,11 @@ class Store(Protocol):
     def replace_if_match(self, key: str, data: bytes, etag: str) -> bool:
         """Compare and swap: write only over the object with this etag; False when it changed or is gone."""
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """The keys that begin with the prefix, sorted. As in S3, `a/b` matches `a/bc` and `a/b/` does not."""
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        """What `list` lists, in the same calls, and a mark of each object: another one once it holds other bytes.
+
+        It is no etag for `replace_if_match`; and an object that gets back the bytes it had may get back its mark.
+        """
 
     def delete(self, key: str) -> None:
         """Remove the object; removing what is not there is no error."""
@@ -139,7 +153,7 @@ class Store(Protocol):
         """
 
 
-def where(store: Store, key: str) -> str:
+def where(store: Reader, key: str) -> str:
     """An object's or a folder's address, for people."""
     address, mark, options = store.url.partition("?")
     return f"{address}/{key}{mark}{options}"

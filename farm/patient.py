@@ -63,6 +63,10 @@ class PatientStore:
     def url(self) -> str:
         return self.store.url
 
+    @property
+    def at_once(self) -> int:
+        return self.store.at_once
+
     def get(self, key: str, at_most: int | None = None) -> bytes:
         return self._patiently(lambda: self.store.get(key, at_most))
 
@@ -89,6 +93,9 @@ class PatientStore:
 
     def list(self, prefix: str = "") -> Iterator[str]:
         return iter(self._patiently(lambda: [*self.store.list(prefix)]))
+
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        return self._patiently(lambda: self.store.marks(prefix))
 
     def delete(self, key: str) -> None:
         self._patiently(lambda: self.store.delete(key))

@@ -46,5 +46,5 @@ def publish_by_hand(store: Store, plan: Plan, concept_id: str, *, force: bool = 
         raise UserError(f"{concept_id} is not published: {problem}")
     metrics, base = adapter.summary["metrics"], plan.base.digest
     return Registry(store, keys).publish(
-        concept_id, adapter=spec.path, digest=spec.digest, base=base, metrics=metrics, forced=why_not
+        concept_id, adapter=spec.path, digest=spec.digest, base=base, metrics=metrics, forced=why_not, manifest=adapter
     )

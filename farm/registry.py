@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from farm.artifacts import DOCUMENT_BYTES, MANIFEST, dump, find, parse, verify
+from farm.artifacts import DOCUMENT_BYTES, MANIFEST, Manifest, dump, find, parse, verify
 from farm.errors import IntegrityError, UserError
 from farm.releases import SLUG, Entry, Release
 from farm.signing import NOBODY, Keys
-from farm.store import NotFoundError, Store, where
+from farm.store import NotFoundError, Reader, Store, where
 from farm.threads import in_threads
 
 __all__ = ["Entry", "Registry", "Release"]
@@ -45,8 +45,7 @@ class Registry:
 
     def record(self, concept: str) -> Entry | None:
         """All that ever happened to the concept, also when it is not published now; None when nothing ever did."""
-        found = self._read(concept)
-        return found[0] if found else None
+        return read_record(self.store, concept, self.keys)
 
     def etag(self, concept: str) -> str | None:
         """Changes exactly when the concept's record does; None when there is none."""
@@ -59,14 +58,11 @@ class Registry:
 
     def records(self) -> dict[str, Entry]:
         """Every concept that ever was published, sorted."""
-        concepts = self.concepts()
-        found = zip(concepts, in_threads(self.record, concepts), strict=True)
-        return {concept: record for concept, record in found if record}
+        return read_records(self.store, self.keys, self.store.at_once)
 
     def concepts(self) -> tuple[str, ...]:
         """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
-        names = (key.removeprefix("registry/").removesuffix(".json") for key in self.store.list("registry/"))
-        return tuple(name for name in names if SLUG.fullmatch(name))
+        return recorded(self.store)
 
     def publish(
         self,
@@ -78,8 +74,11 @@ class Registry:
         metrics: Mapping[str, Any],
         forced: str | None = None,
         id: str | None = None,
+        manifest: Manifest | None = None,
     ) -> Entry:
         """Make the adapter the concept's current one, with the next version; return the record.
+
+        manifest: the adapter's, where the caller has just read or written it.
 
         Publishing the digest that is current already changes nothing. Losing a race means trying again on top
         of the winner's record.
@@ -91,8 +90,8 @@ class Registry:
         def decide(record: Entry | None) -> dict[str, Any] | None:
             if record and record.published and record.digest == digest:
                 return None
-            for path in (adapter, f"bases/{base}"):
-                if problem := _incomplete(self.store, path):
+            for path, known in ((adapter, manifest), (f"bases/{base}", None)):
+                if problem := _incomplete(self.store, path, known):
                     raise UserError(f"{concept} is not published: {problem}")
                 self._sign(path)
             chosen = {"adapter": adapter, "digest": digest, "base": base, "metrics": dict(metrics)}
@@ -211,7 +210,7 @@ class Registry:
         while found := trusting._read(concept):
             record, etag = found
             if record.signature:
-                self._check(record)
+                self.keys.check_record(self.store, _path(concept), record.signed, record.signature, record.version)
             for path in sorted({p for r in record.releases for p in (r.adapter, f"bases/{r.base}")}):
                 if find(self.store, path):
                     self._sign(path)
@@ -224,15 +223,7 @@ class Registry:
 
     def parse(self, concept: str, data: bytes) -> Entry:
         """The concept's record as the store holds it. IntegrityError when it is damaged, another's, or not signed."""
-        key = _path(concept)
-        record = parse(Entry, data, store=self.store, key=key, fix="restore it, or delete it to publish anew,")
-        if record.concept != concept:
-            raise IntegrityError(f"{where(self.store, key)} is the record of {record.concept}: restore its own.")
-        self._check(record)
-        return record
-
-    def _check(self, record: Entry) -> None:
-        self.keys.check_record(self.store, _path(record.concept), record.signed, record.signature, record.version)
+        return _parsed(self.store, concept, data, self.keys)
 
     def _sealed(self, record: Entry) -> Entry:
         return record.model_copy(update={"signature": self.keys.signature(_path(record.concept), record.signed)})
@@ -250,15 +241,47 @@ class Registry:
         return self.parse(concept, data), etag
 
 
-def _incomplete(store: Store, path: str) -> str | None:
-    """Why the artifact cannot be used, as far as its manifest and a listing tell."""
+def read_record(store: Reader, concept: str, keys: Keys = NOBODY) -> Entry | None:
+    """A concept's record; None when there is none. IntegrityError when it is damaged, another's, or not signed."""
     try:
-        manifest = find(store, path)
+        data = store.get(_path(concept), DOCUMENT_BYTES)
+    except NotFoundError:
+        return None
+    return _parsed(store, concept, data, keys)
+
+
+def recorded(store: Reader) -> tuple[str, ...]:
+    """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
+    names = (key.removeprefix("registry/").removesuffix(".json") for key in store.list("registry/"))
+    return tuple(name for name in names if SLUG.fullmatch(name))
+
+
+def read_records(store: Reader, keys: Keys = NOBODY, at_once: int = 1) -> dict[str, Entry]:
+    """All records, sorted by concept; so many are read side by side."""
+    concepts = recorded(store)
+    found = zip(concepts, in_threads(lambda concept: read_record(store, concept, keys), concepts, at_once), strict=True)
+    return {concept: record for concept, record in found if record}
+
+
+def _parsed(store: Reader, concept: str, data: bytes, keys: Keys) -> Entry:
+    key = _path(concept)
+    record = parse(Entry, data, store=store, key=key, fix="restore it, or delete it to publish anew,")
+    if record.concept != concept:
+        raise IntegrityError(f"{where(store, key)} is the record of {record.concept}: restore its own.")
+    keys.check_record(store, key, record.signed, record.signature, record.version)
+    return record
+
+
+def _incomplete(store: Store, path: str, manifest: Manifest | None) -> str | None:
+    """Why the artifact cannot be used, as far as its manifest, unless it is given, and a listing tell."""
+    there = set(store.list(f"{path}/"))
+    try:
+        manifest = manifest or find(store, path)
     except IntegrityError as error:
         return str(error)
-    if manifest is None:
+    if manifest is None or f"{path}/{MANIFEST}" not in there:
         return f"{store.url} holds no artifact {path}; run `farm run` to make it."
-    missing = {f"{path}/{name}" for name in manifest.files}.difference(store.list(f"{path}/"))
+    missing = {f"{path}/{name}" for name in manifest.files} - there
     if missing:
         return f"{where(store, min(missing))} is missing: delete the folder {path} and run again."
     return None

@@ -36,7 +36,7 @@ from farm.objects import (
     is_key,
     whole_file,
 )
-from farm.s3_client import NO_ANSWER, client_of, code_of, forget_client, meaning, retrying, spoken
+from farm.s3_client import CONNECTIONS, NO_ANSWER, client_of, code_of, forget_client, meaning, retrying, spoken
 
 _PIECE_BYTES = 1 << 20  # of an object that is read
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -110,10 +110,15 @@ class S3Store:
         query = urlencode({name: value for name, value in options.items() if value}, safe="/:")
         return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
 
+    @property
+    def at_once(self) -> int:
+        return CONNECTIONS
+
     def check(self) -> None:
-        """StoreError when the bucket is not there, or may not be listed."""
+        """StoreError when the bucket is not there, or may not be listed. A server that is silent is not waited for."""
         with self._answering():
-            self._keys(self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._below, MaxKeys=1))
+            client = client_of(self.endpoint_url, self.region, hasty=True)
+            self._listed(client.list_objects_v2(Bucket=self.bucket, Prefix=self._below, MaxKeys=1))
 
     def get(self, key: str, at_most: int | None = None) -> bytes:
         return self.get_with_etag(key, at_most)[0]
@@ -140,18 +145,21 @@ class S3Store:
         return self._write(key, data, IfMatch=etag or "-")  # an empty header is not sent
 
     def list(self, prefix: str = "") -> Iterator[str]:
+        return iter(self.marks(prefix))
+
+    def marks(self, prefix: str = "") -> dict[str, str]:
         if prefix:
             check_key(prefix.removesuffix("/"))
         with self._answering():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._below + prefix
             )
-            keys = [key for page in pages for key in self._keys(page)]
-        return iter(sorted(keys))
+            found = [listed for page in pages for listed in self._listed(page)]
+        return dict(sorted(found))
 
     def delete(self, key: str) -> None:
         name = self._name(key)
-        with self._answering():
+        with self._answering(key):
             self._client.delete_object(Bucket=self.bucket, Key=name)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -191,7 +199,7 @@ class S3Store:
                     Config=TransferConfig(preferred_transfer_client="classic"),
                 )
 
-        with self._answering():
+        with self._answering(key):
             retrying()(write)
 
     def presigned_url(self, key: str, seconds: int) -> str:
@@ -219,12 +227,12 @@ class S3Store:
     def _client(self) -> Any:
         return client_of(self.endpoint_url, self.region)
 
-    def _keys(self, page: dict[str, Any]) -> Iterator[str]:
-        """Those of a page of a listing. Consoles mark folders by objects that no store can name: not these."""
+    def _listed(self, page: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+        """Keys and etags of a page of a listing. Consoles mark folders by objects that no store can name: not these."""
         if page.get("Name") != self.bucket:
             raise ResponseParserError("the answer is no listing of the bucket")
-        keys = (found["Key"].removeprefix(self._below) for found in page.get("Contents", ()))
-        return filter(is_key, keys)
+        found = ((one["Key"].removeprefix(self._below), one["ETag"]) for one in page.get("Contents", ()))
+        return tuple((key, etag) for key, etag in found if is_key(key))
 
     def _read(self, key: str, file: IO[bytes], at_most: int | None = None) -> str:
         """Write the object into the file, whole and checked; its etag."""
@@ -265,7 +273,7 @@ class S3Store:
         if condition:
             metadata["writer"] = uuid.uuid4().hex
         request = {"Bucket": self.bucket, "Key": name, "Body": data, "Metadata": metadata, **condition}
-        with self._answering():
+        with self._answering(key):
             try:
                 self._etag(retrying()(self._client.put_object, **request))
             except ClientError as error:

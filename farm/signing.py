@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farm.errors import IntegrityError, UserError
-from farm.objects import NotFoundError, Store, TooLargeError, where
+from farm.objects import NotFoundError, Reader, Store, TooLargeError, where
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -57,7 +57,7 @@ class Keys:
         if own not in signed:
             store.put_if_absent(_beside(key, own), self.signature(key, data).encode() + b"\n")
 
-    def check(self, store: Store, key: str, data: bytes) -> None:
+    def check(self, store: Reader, key: str, data: bytes) -> None:
         """IntegrityError unless one of the keys has signed this object, which holds `data`, or signatures are not in
         use. The one way in which an object of a store is found to be signed."""
         wrong = False
@@ -68,7 +68,7 @@ class Keys:
         if self.public:
             raise IntegrityError(_changed(where(store, key)) if wrong else _unsigned(where(store, key)))
 
-    def _signed(self, store: Store, key: str, data: bytes) -> Iterator[tuple[bytes, bool]]:
+    def _signed(self, store: Reader, key: str, data: bytes) -> Iterator[tuple[bytes, bool]]:
         """The keys of which there is a signature beside an object, and whether it holds."""
         for public in self.public:
             try:
@@ -85,7 +85,7 @@ class Keys:
             return ""
         return base64.b64encode(self.private.sign(_message(name, data))).decode()
 
-    def check_record(self, store: Store, key: str, data: bytes, signature: str, version: int) -> None:
+    def check_record(self, store: Reader, key: str, data: bytes, signature: str, version: int) -> None:
         """IntegrityError unless one of the keys has made this signature of a concept's record, or signatures are not in
         use; or when the record is older than one that was checked before: then an old one was put back."""
         if not self.public:

@@ -5,9 +5,18 @@ from urllib.parse import unquote, urlsplit
 
 from farm.errors import UserError
 from farm.local import LocalStore
-from farm.objects import NotFoundError, Store, StoreUnreachableError, check_key, where
+from farm.objects import NotFoundError, Reader, Store, StoreUnreachableError, check_key, where
 
-__all__ = ["LocalStore", "NotFoundError", "Store", "StoreUnreachableError", "check_key", "open_store", "where"]
+__all__ = [
+    "LocalStore",
+    "NotFoundError",
+    "Reader",
+    "Store",
+    "StoreUnreachableError",
+    "check_key",
+    "open_store",
+    "where",
+]
 
 
 def open_store(url: str, patience_seconds: float = 0) -> Store:

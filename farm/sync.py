@@ -21,7 +21,7 @@ from farm.objects import TooLargeError
 from farm.registry import Entry, Registry
 from farm.signing import NOBODY, Keys
 from farm.store import NotFoundError, Store, where
-from farm.threads import THREADS, in_threads
+from farm.threads import MEMORY_BYTES, THREADS, Allowance, in_threads
 
 
 @dataclass
@@ -84,6 +84,12 @@ def _artifacts(
 ) -> None:
     """Copy those trusted, in the order they were made in, each one's manifest as soon as its files are there."""
     waiting: list[tuple[Manifest, list[Future[int]]]] = []
+    memory = Allowance(MEMORY_BYTES)
+
+    def copy(artifact: Artifact, name: str, key: str) -> int:
+        with memory.take(artifact.manifest.files[name].size):
+            return _copy_file(artifact, name, target, key in there)
+
     for path in trusted:
         manifest = graph.manifests[path]
         artifact = Artifact(source, manifest)
@@ -102,7 +108,7 @@ def _artifacts(
             copied.there += 1
             continue
         names = lacking if other else manifest.files
-        futures = [pool.submit(_copy_file, artifact, name, target, f"{path}/{name}" in there) for name in names]
+        futures = [pool.submit(copy, artifact, name, f"{path}/{name}") for name in names]
         futures += [pool.submit(_copy_object, source, target, key) for key in beside]
         waiting.append((manifest, futures))
     total = sum(len(futures) for _, futures in waiting)

@@ -15,7 +15,7 @@ from farm.plan import Plan
 from farm.registry import Entry, Registry
 from farm.signing import NOBODY, Keys
 from farm.store import Store, where
-from farm.threads import in_threads
+from farm.threads import MEMORY_BYTES, Allowance, in_threads
 
 
 @dataclass
@@ -58,12 +58,14 @@ def verify(
                 found.problems.append(
                     f"{where(store, path)} was made from {name} {digest}, which is not there any more."
                 )
+    memory = Allowance(MEMORY_BYTES)
     files = [(path, name) for path in whole for name in graph.manifests[path].files]
 
     def read(file: tuple[str, str]) -> str | None:
         path, name = file
         try:
-            Artifact(store, graph.manifests[path]).read(name)
+            with memory.take(graph.manifests[path].files[name].size):
+                Artifact(store, graph.manifests[path]).read(name)
         except IntegrityError as error:
             return str(error)
         return None

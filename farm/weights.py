@@ -18,6 +18,7 @@ from farm.artifacts import Artifact, need_artifact
 from farm.errors import IntegrityError, UserError
 from farm.signing import NOBODY, Keys
 from farm.store import Store, where
+from farm.threads import beside
 
 _MODEL = TypeAdapter(GeneratorConfig)
 
@@ -58,12 +59,14 @@ def read_adapter(
 
 def adapter_of(artifact: Artifact, base: str, model: GeneratorConfig) -> tuple[Adapter, Tensor]:
     """An adapter and its prompt's embedding. IntegrityError and UserError as `read_adapter`."""
-    text = read_weights(artifact, "text.safetensors", {"text": (model.text_tokens, model.text_width)}, dtypes=("F32",))
-    config = artifact.read("adapter_config.json", CONFIG_BYTES)
+    shapes = {"text": (model.text_tokens, model.text_width)}
+    limits = {"text.safetensors": largest_file(shapes), "adapter_config.json": CONFIG_BYTES}
+    text, config = beside(lambda name: artifact.read(name, limits[name]), [*limits], artifact.store.at_once)
+    embedding = _tensors(artifact, "text.safetensors", text, shapes, ("F32",))["text"]
     try:
         weights = artifact.read("adapter_model.safetensors", largest_weights(config, model))
         files = {"adapter_config.json": config, "adapter_model.safetensors": weights}
-        return load(files, base=base, model=model), text["text"]
+        return load(files, base=base, model=model), embedding
     except ValueError as error:
         raise UserError(f"{where(artifact.store, artifact.manifest.path)}: {error}.") from error
 
@@ -76,7 +79,10 @@ def read_weights(
     Raises:
         IntegrityError: it does not, or is damaged.
     """
-    data = artifact.read(name, largest_file(shapes))
+    return _tensors(artifact, name, artifact.read(name, largest_file(shapes)), shapes, dtypes)
+
+
+def _tensors(artifact: Artifact, name: str, data: bytes, shapes: Shapes, dtypes: Collection[str]) -> dict[str, Tensor]:
     try:
         return load_weights(data, shapes=shapes, dtypes=dtypes)[0]
     except ValueError as error:

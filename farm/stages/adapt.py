@@ -155,4 +155,5 @@ def publish(store: Store, plan: Plan, concept_id: str, keys: Keys = NOBODY) -> E
         digest=spec.digest,
         base=plan.base.digest,
         metrics=adapter.summary["metrics"],
+        manifest=adapter,
     )

@@ -58,6 +58,7 @@ class StoreAgainstDict(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.file = Path(self.folder.name) / "file"
         self.model: dict[str, bytes] = {}
+        self.marked: dict[str, set[bytes]] = {}
 
     def teardown(self) -> None:
         self.folder.cleanup()
@@ -127,6 +128,14 @@ class StoreAgainstDict(RuleBasedStateMachine):
     def list_below(self, prefix: str) -> None:
         assert list(self.store.list(prefix)) == sorted(key for key in self.model if key.startswith(prefix))
 
+    @rule(prefix=PREFIXES)
+    def mark_below(self, prefix: str) -> None:
+        marks = self.store.marks(prefix)
+        assert list(marks) == sorted(key for key in self.model if key.startswith(prefix))
+        for key, mark in marks.items():
+            bytes_of = self.marked.setdefault(f"{key} {mark}", {self.model[key]})
+            assert bytes_of == {self.model[key]}, "one mark for different bytes"
+
 
 class StoreContract:
     """Needs a fixture `new_store`: a function that makes an empty store at each call."""
@@ -173,8 +182,9 @@ class StoreContract:
 
     @pytest.mark.parametrize("prefix", ["../", "/", "a//", ".store", ".store/"])
     def test_refuses_prefixes(self, store: Any, prefix: str) -> None:
-        with pytest.raises(ValueError, match="is not a key"):
-            store.list(prefix)
+        for call in (store.list, store.marks):
+            with pytest.raises(ValueError, match="is not a key"):
+                call(prefix)
 
     def test_not_found_names_the_key_and_pickles(self, store: Any, tmp_path: Path) -> None:
         calls = (
@@ -204,6 +214,7 @@ class StoreContract:
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(lambda key: store.put(key, b""), keys))
         assert list(store.list()) == sorted(keys)
+        assert list(store.marks()) == sorted(keys)
         assert list(store.list("3/00")) == sorted(key for key in keys if key.startswith("3/00"))
 
     @pytest.mark.parametrize(("start", "length"), [(-1, 2), (0, -1)])

@@ -60,6 +60,7 @@ class Flaky(LocalStore):
     put_if_absent = losing(LocalStore.put_if_absent)
     replace_if_match = losing(LocalStore.replace_if_match)
     list = losing(LocalStore.list)
+    marks = losing(LocalStore.marks)
     delete = losing(LocalStore.delete)
     get_range = losing(LocalStore.get_range)
     download = losing(LocalStore.download)
