@@ -122,7 +122,7 @@ def test_a_glance_answers_as_the_store_does(there: set[str], prefixes: set[str],
         url = "dict:"
         at_once = 1
 
-        def get(self, key: str) -> bytes:
+        def get(self, key: str, at_most: int | None = None) -> bytes:
             if key not in there:
                 raise NotFoundError(key, self.url)
             return key.encode()
