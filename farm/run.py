@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from farm.artifacts import find
 from farm.config import FarmConfig
 from farm.errors import UserError
-from farm.glance import Documents
+from farm.glance import Documents, kept_at
 from farm.plan import make_plan
 from farm.progress import Screen
 from farm.publishing import due, unfit
@@ -31,6 +31,8 @@ from farm.turn import turn
 if TYPE_CHECKING:
     from farm.stages.teach import Goal
 
+KEEP_AGAIN = 50
+"""Documents that a run with nothing to do reads before it keeps them for the next."""
 STAGES = ("concepts", "base", "ranks", "adapters")
 """A run's stages in order: source images and edits; the base; the rank search; adapters, judged and published."""
 
@@ -87,7 +89,7 @@ class Run:
 
     @cached_property
     def _documents(self) -> Documents:
-        return Documents(self.store)
+        return Documents(self.store, kept_at(self.config.name))
 
     def execute(self, stages: Sequence[str], *, dry_run: bool) -> Outcome:
         seen = look(self._documents, self.plan)
@@ -101,6 +103,8 @@ class Run:
             self._quarantined(seen)
             self.outcome.report = self._latest_report() or self._report()
             self._unpublished(seen)
+            if self._documents.news > KEEP_AGAIN:
+                self._documents.keep()
             return self.outcome
         if "adapters" in stages:
             self.keys.need_private()  # better known now than when the first adapter is to be published
@@ -118,6 +122,7 @@ class Run:
         seen = look(self._documents, self.plan)
         self._quarantined(seen)
         self._unpublished(seen)
+        self._documents.keep()
         self.outcome.report = self._report()
         self._event("run", "finished", failures=self.outcome.failures)
         return self.outcome

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from farm.artifacts import find
-from farm.glance import Documents
+from farm.glance import Documents, kept_at
 from farm.plan import Plan
 from farm.publishing import unfit
 from farm.queue import Queue
@@ -27,7 +27,7 @@ def farm_status(store: Store, plan: Plan) -> dict[str, Any]:
     pending = queue.waiting()
     leased = {lease.item.key for lease in queue.leased()}
     failed = {item.key: item for item in queue.failed()}
-    documents = Documents(store)
+    documents = Documents(store, kept_at(plan.config.name))
     seen = look(documents, plan)
     found = seen.store
     edited = {c.id for c in plan.config.catalogue if find(found, plan.quality(c.id).path)}

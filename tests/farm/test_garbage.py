@@ -133,7 +133,11 @@ def changed(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     before = contents(store.root)
     config = FarmConfig.model_validate(document_of(store.root, catalogue__3__prompt="an old photograph"))
     run(config, screen=Screen(), stages=["concepts"])
-    new = {"/".join(key.split("/")[:3]) for key in contents(store.root).keys() - before.keys() if key[:5] != "runs/"}
+    new = {
+        "/".join(key.split("/")[:3])
+        for key in contents(store.root).keys() - before.keys()
+        if not key.startswith(("runs/", "glance/"))
+    }
     assert len(new) == 2
     return new
 
@@ -168,7 +172,9 @@ def test_a_farm_does_nothing_after_a_collection(
     loaded = FarmConfig.model_validate(document_of(store.root))
     outcome = run(loaded, screen=Screen())
     assert outcome.built == 0 and not outcome.failures and not outcome.unpublished
-    assert {key for key in contents(store.root).keys() - after.keys() if key[:5] != "runs/"} == set()
+    assert {
+        key for key in contents(store.root).keys() - after.keys() if not key.startswith(("runs/", "glance/"))
+    } == set()
 
 
 def test_the_answer_of_a_collection_as_json(terminal: Terminal, config: Path, changed: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,31 @@ def test_a_store_that_is_away_is_not_an_empty_one(store: Counted) -> None:
     store.store.root.rename(store.store.root.with_name("elsewhere"))
     with pytest.raises(StoreUnreachableError):
         Documents(store).look("registry/", wanted=is_json)
+
+
+def test_another_process_reads_only_what_was_not_kept(store: Counted) -> None:
+    put_of_old(store.store, "registry/c-5.json", bytes(range(256)))
+    first = Documents(store, "glance/farm.json.zlib")
+    before = first.look("registry/", wanted=is_json).documents
+    assert first.news == 40
+    first.keep()
+    put_of_old(store.store, "registry/c-3.json", b"two")
+    store.store.delete("registry/c-4.json")
+    other = Documents(store, "glance/farm.json.zlib")
+    found = other.look("registry/", wanted=is_json).documents
+    assert other.news == 1 and found == {
+        **{key: data for key, data in before.items() if key != "registry/c-4.json"},
+        "registry/c-3.json": b"two",
+    }
+
+
+@pytest.mark.parametrize(
+    "kept", [b"", b"no zlib", zlib.compress(b"[1"), zlib.compress(b'{"a": 1}'), zlib.compress(b"7")]
+)
+def test_what_was_kept_and_is_damaged_is_not_missed(store: Counted, kept: bytes) -> None:
+    store.store.put("glance/farm.json.zlib", kept)
+    documents = Documents(store, "glance/farm.json.zlib")
+    assert len(documents.look("registry/", wanted=is_json).documents) == 40 == documents.news
 
 
 KEYS = st.sampled_from(["a/b", "a/b/c", "a/bc", "a/d", "ab/c", "b/a", "b/c/d", "c"])

@@ -49,7 +49,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_reports(root: Path) -> dict[str, bytes]:
-    return {key: data for key, data in contents(root).items() if not key.startswith("runs/")}
+    return {key: data for key, data in contents(root).items() if not key.startswith(("runs/", "glance/"))}
 
 
 def lines(screen: Screen) -> list[str]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 import pytest
 from stage_farm import CONCEPTS, copied, one_thread, plan_of
 
+from farm.glance import Documents, kept_at
 from farm.plan import Plan
 from farm.queue import Queue, owner_name
 from farm.registry import Registry
+from farm.standing import look
 from farm.status import farm_status
 from farm.store import LocalStore, Store
 
@@ -126,12 +129,25 @@ def test_the_store_is_asked_in_bulk(root: Path, tmp_path: Path) -> None:
     finished = Asked(LocalStore(root))
     farm_status(finished, plan)  # type: ignore[arg-type]
     made = len(CONCEPTS) * 2 + 4  # adapters and quality; sources, selection, base, ranks
-    assert finished.calls["get"] == made + len(CONCEPTS)
+    assert finished.calls["get"] == made + len(CONCEPTS) + 1  # what a run would have kept
     assert finished.calls["list"] + finished.calls["marks"] == 11
     assert set(finished.calls) <= {"get", "list", "marks"}
     empty = Asked(LocalStore(tmp_path))
     farm_status(empty, plan)  # type: ignore[arg-type]
-    assert set(empty.calls) <= {"list", "marks"} and sum(empty.calls.values()) == 12
+    assert set(empty.calls) <= {"list", "marks", "get"} and sum(empty.calls.values()) == 13
+    assert empty.calls["get"] == 1
+
+
+def test_what_a_run_has_read_is_not_read_again(root: Path, tmp_path: Path) -> None:
+    store, plan = copied(root, tmp_path / "farm"), plan_of(root)
+    for path in store.root.rglob("*.json"):
+        os.utime(path, (1e9, 1e9))
+    documents = Documents(store, kept_at(plan.config.name))
+    look(documents, plan)
+    documents.keep()
+    asked = Asked(store)
+    assert farm_status(asked, plan) == {**farm_status(LocalStore(root), plan), "store": store.url}  # type: ignore[arg-type]
+    assert asked.calls["get"] == 1
 
 
 def test_what_is_finished_between_two_looks_does_not_look_lost(root: Path, tmp_path: Path) -> None:
