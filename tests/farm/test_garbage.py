@@ -32,6 +32,7 @@ from farm.store import LocalStore
 from farm.verify import verify
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
+NOTES = ("runs/", "glance/")  # that a run leaves
 GRACE = NOW - timedelta(days=7)
 
 
@@ -134,9 +135,7 @@ def changed(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     config = FarmConfig.model_validate(document_of(store.root, catalogue__3__prompt="an old photograph"))
     run(config, screen=Screen(), stages=["concepts"])
     new = {
-        "/".join(key.split("/")[:3])
-        for key in contents(store.root).keys() - before.keys()
-        if not key.startswith(("runs/", "glance/"))
+        "/".join(key.split("/")[:3]) for key in contents(store.root).keys() - before.keys() if not key.startswith(NOTES)
     }
     assert len(new) == 2
     return new
@@ -172,9 +171,7 @@ def test_a_farm_does_nothing_after_a_collection(
     loaded = FarmConfig.model_validate(document_of(store.root))
     outcome = run(loaded, screen=Screen())
     assert outcome.built == 0 and not outcome.failures and not outcome.unpublished
-    assert {
-        key for key in contents(store.root).keys() - after.keys() if not key.startswith(("runs/", "glance/"))
-    } == set()
+    assert {key for key in contents(store.root).keys() - after.keys() if not key.startswith(NOTES)} == set()
 
 
 def test_the_answer_of_a_collection_as_json(terminal: Terminal, config: Path, changed: set[str]) -> None:
