@@ -21,7 +21,9 @@ def scratch(store: Store) -> tuple[Any, str]:
     from farm.s3 import S3Store
 
     place = S3Store.parse(store.url)
-    options = {}
+    # pyarrow's own three seconds and three tries are over before a busy server has answered.
+    options: dict[str, Any] = {"connect_timeout": 10, "request_timeout": 60}
+    options["retry_strategy"] = fs.AwsStandardS3RetryStrategy(max_attempts=6)
     if place.region:
         options["region"] = place.region
     if place.endpoint_url:

@@ -8,7 +8,8 @@ from typing import Any
 from farm.artifacts import find
 from farm.cluster.placement import bundle
 from farm.cluster.scratch import scratch
-from farm.cluster.watch import WORKER_RETRIES, followed, in_thread, user_error
+from farm.cluster.watch import WORKER_RETRIES, causes, followed, in_thread, user_error
+from farm.errors import StoreError
 from farm.plan import Plan
 from farm.progress import Bar
 from farm.stages import pretrain, ranks
@@ -21,7 +22,7 @@ def pretrain_base(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
     """Train the base on Ray Train; a run that was killed goes on at its last checkpoint.
 
     Raises:
-        UserError: a mistake of the user's that a worker found.
+        UserError: a mistake of the user's that a worker found; a StoreError when Ray Train could not write.
         StoppedError: asked to stop, the workers have left a checkpoint, or had no time for one.
     """
     from ray.exceptions import RayActorError
@@ -35,11 +36,10 @@ def pretrain_base(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
                 in_thread(_trainer(plan, settings, name).fit, stop)
                 break
             except Exception as error:
-                if mistake := user_error(error):
-                    raise mistake from error
-                # The actor that oversees the workers has died, which Ray Train does not mend.
-                if not isinstance(error, RayActorError) or not retries_left:
-                    raise
+                told = meaning(error, store)
+                # What Ray Train does not mend: the actor that oversees the workers has died, or could not write.
+                if not isinstance(told, RayActorError | StoreError) or not retries_left:
+                    raise told from error
     if find(store, plan.base.path) is None:
         raise StoppedError
     _clear(store, name)
@@ -75,7 +75,7 @@ def search_ranks(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
     """Run the rank search on Ray Tune, one trial a concept, and commit the merged ranks.
 
     Raises:
-        UserError: a mistake of the user's that a trial found.
+        UserError: a mistake of the user's that a trial found; a StoreError when Ray Tune could not write.
         StoppedError: asked to stop, and the rounds under way did not end in time; they are done again.
     """
     from ray import tune
@@ -124,10 +124,21 @@ def search_ranks(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
             )
         results: Any = in_thread(tuner.fit, stop)
     for error in results.errors:
-        raise user_error(error) or error
+        raise meaning(error, store) from error
     searched = {result.config["concept"]: [RankRound(**r) for r in result.metrics["rounds"]] for result in results}
     ranks.commit_ranks(store, plan, searched, wall_seconds=time.monotonic() - started)
     _clear(store, name)
+
+
+def meaning(error: Exception, store: Store) -> Exception:
+    """What to raise of an error that Ray Train or Ray Tune raised: itself, unless a user can do something about it."""
+    if mistake := user_error(error):
+        return mistake
+    for cause in causes(error):
+        if isinstance(cause, OSError) and "AWS Error" in str(cause):  # pyarrow's
+            reason = str(cause).partition("AWS Error ")[2].partition(";")[0]
+            return StoreError(f"The store {store.url} did not take Ray's checkpoints ({reason}): run again to go on.")
+    return error
 
 
 def _clear(store: Store, name: str) -> None:

@@ -139,12 +139,13 @@ def in_thread(call: Callable[[], Result], stop: Stop) -> Result:
                 raise StoppedError from None
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
+def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and everything it wraps, as Ray wraps what a worker raised."""
     while error is not None:
         yield error
         for inner in getattr(error, "worker_failures", {}).values():
-            yield from _causes(inner)
+            yield from causes(inner)
+        yield from causes(getattr(error, "controller_failure", None))
         error = getattr(error, "cause", None) or error.__cause__
 
 
@@ -152,7 +153,7 @@ def user_error(error: BaseException) -> UserError | None:
     """The mistake of the user's behind what Ray raised, if it is one."""
     from ray.exceptions import RayTaskError
 
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, UserError | DivergedError) and not isinstance(cause, RayTaskError):
             return cause if isinstance(cause, UserError) else UserError(str(cause))
     return None
@@ -166,14 +167,14 @@ def failure_of(error: BaseException) -> Failure:
     """
     from ray.exceptions import RayError, RayTaskError
 
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, StoreUnreachableError):
             raise StoreError(f"{cause}; the same command goes on when it is back.") from error
     if mistake := user_error(error):
         if isinstance(mistake, StoreError):
             raise mistake from error
         return Failure(str(mistake))
-    last = list(_causes(error))[-1]
+    last = list(causes(error))[-1]
     lost = isinstance(error, RayError) and not isinstance(error, RayTaskError)
     message = f"{type(last).__name__}: {last}".splitlines()[0]
     return Failure(message, "".join(traceback.format_exception(error)), lost)
