@@ -13,6 +13,7 @@ from e2gan.fast import fast_generator, share
 from e2gan.lora import Adapter, crucial_layers, merge
 from e2gan.model import Generator
 from e2gan.pairs import Image, to_bytes, to_tensor, to_unit
+from e2gan.sides import working_size
 from e2gan.train import uses_bf16
 
 
@@ -70,11 +71,7 @@ def edit_photo(generator: Generator, text: Tensor, photo: Image, *, longest_side
     """
     from PIL import Image as PILImage
 
-    if longest_side < 16:
-        raise ValueError(f"longest_side must be at least 16, not {longest_side}")
-    height, width = photo.shape[:2]
-    factor = min(1.0, longest_side / max(height, width))
-    size = [max(2, min(round(side * factor / 8), longest_side // 8)) * 8 for side in (width, height)]
+    size = working_size(photo.shape[1], photo.shape[0], longest_side=longest_side)
     resized = np.asarray(PILImage.fromarray(photo).resize(size, PILImage.Resampling.LANCZOS))
     return edit_images(generator, text, to_tensor([resized]))[0].permute(1, 2, 0).numpy()
 

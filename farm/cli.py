@@ -164,22 +164,10 @@ def serve(
 ) -> None:
     """Start the HTTP endpoint with every published concept."""
     from farm.serve import app as serve_app
+    from farm.serve.settings import arguments
 
     loaded = load_config(config, override or [])
-    serve_app.run(serve_arguments(loaded), host or loaded.serve.host, port or loaded.serve.port)
-
-
-def serve_arguments(config: FarmConfig) -> dict[str, Any]:
-    """What the Serve app is built from."""
-    from farm.store import open_store
-
-    return {
-        "store": open_store(config.store).url,
-        "concepts": [{"id": c.id, "prompt": c.prompt, "domain": c.domain} for c in config.catalogue],
-        "max_side": config.serve.max_side,
-        "max_body_mb": config.serve.max_body_mb,
-        "cache_mb": config.serve.cache_mb,
-    }
+    serve_app.run(arguments(loaded), host or loaded.serve.host, port or loaded.serve.port)
 
 
 def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:

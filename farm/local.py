@@ -137,6 +137,14 @@ class LocalStore:
                 self._check()
         return iter(sorted(key for key in keys if key.startswith(prefix)))
 
+    def stamps(self, prefix: str = "") -> dict[str, str]:
+        found = {}
+        for key in self.list(prefix):
+            with self._answering(), suppress(*_MISSING):  # deleted since
+                status = self.path(key).stat()
+                found[key] = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"  # every put makes a new file
+        return found
+
     def delete(self, key: str) -> None:
         path = self.path(key)
         with self._answering(), self._locked():

@@ -99,6 +99,12 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Iterator[str]:
         """The keys that begin with the prefix, sorted. As in S3, `a/b` matches `a/bc` and `a/b/` does not."""
 
+    def stamps(self, prefix: str = "") -> dict[str, str]:
+        """What `list` lists, each with a word that is another one after every change: for watching many objects.
+
+        The words are no etags that `replace_if_match` takes.
+        """
+
     def delete(self, key: str) -> None:
         """Remove the object; removing what is not there is no error."""
 

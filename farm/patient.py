@@ -90,6 +90,9 @@ class PatientStore:
     def list(self, prefix: str = "") -> Iterator[str]:
         return iter(self._patiently(lambda: [*self.store.list(prefix)]))
 
+    def stamps(self, prefix: str = "") -> dict[str, str]:
+        return self._patiently(lambda: self.store.stamps(prefix))
+
     def delete(self, key: str) -> None:
         self._patiently(lambda: self.store.delete(key))
 

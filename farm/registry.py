@@ -125,8 +125,13 @@ class Registry:
 
     def concepts(self) -> tuple[str, ...]:
         """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
-        names = (key.removeprefix("registry/").removesuffix(".json") for key in self.store.list("registry/"))
-        return tuple(name for name in names if _SLUG.fullmatch(name))
+        return tuple(sorted(self.stamps()))
+
+    def stamps(self) -> dict[str, str]:
+        """What `concepts` lists, each with a word that is another one after every change of its record."""
+        found = self.store.stamps("registry/")
+        named = ((key.removeprefix("registry/").removesuffix(".json"), stamp) for key, stamp in found.items())
+        return {name: stamp for name, stamp in named if _SLUG.fullmatch(name)}
 
     def publish(
         self,

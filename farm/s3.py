@@ -110,7 +110,7 @@ class S3Store:
     def check(self) -> None:
         """StoreError when the bucket is not there, or may not be listed."""
         with self._answering():
-            self._keys(self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._below, MaxKeys=1))
+            self._listed(self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._below, MaxKeys=1))
 
     def get(self, key: str) -> bytes:
         return self.get_with_etag(key)[0]
@@ -137,14 +137,16 @@ class S3Store:
         return self._write(key, data, IfMatch=etag or "-")  # an empty header is not sent
 
     def list(self, prefix: str = "") -> Iterator[str]:
+        return iter(sorted(self.stamps(prefix)))
+
+    def stamps(self, prefix: str = "") -> dict[str, str]:
         if prefix:
             check_key(prefix.removesuffix("/"))
         with self._answering():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._below + prefix
             )
-            keys = [key for page in pages for key in self._keys(page)]
-        return iter(sorted(keys))
+            return {key: etag for page in pages for key, etag in self._listed(page)}
 
     def delete(self, key: str) -> None:
         name = self._name(key)
@@ -216,12 +218,12 @@ class S3Store:
     def _client(self) -> Any:
         return client_of(self.endpoint_url, self.region)
 
-    def _keys(self, page: dict[str, Any]) -> Iterator[str]:
-        """Those of a page of a listing. Consoles mark folders by objects that no store can name: not these."""
+    def _listed(self, page: dict[str, Any]) -> list[tuple[str, str]]:
+        """Keys and etags of a page of a listing. Consoles mark folders by objects that no store can name: not these."""
         if page.get("Name") != self.bucket:
             raise ResponseParserError("the answer is no listing of the bucket")
-        keys = (found["Key"].removeprefix(self._below) for found in page.get("Contents", ()))
-        return filter(_is_key, keys)
+        found = ((item["Key"].removeprefix(self._below), item["ETag"]) for item in page.get("Contents", ()))
+        return [(key, etag) for key, etag in found if _is_key(key)]
 
     def _read(self, key: str, file: IO[bytes]) -> str:
         """Write the object into the file, whole and checked; its etag."""

@@ -9,68 +9,26 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from e2gan.infer import edit_photo
 from e2gan.pairs import Image
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.serve.bank import AdapterBank, UnknownConceptError
-from farm.serve.listing import Described, Listing
-from farm.serve.web import BusyError, Edited, create_app
+from farm.serve.bank import AdapterBank
+from farm.serve.editing import Edited, Wanted
+from farm.serve.listing import Listing
+from farm.serve.problems import BusyError
+from farm.serve.published import Published, UnknownConceptError
+from farm.serve.settings import Settings
+from farm.serve.web import create_app
 from farm.store import open_store
 
 if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
-
-
-class Settings(BaseModel):
-    """What the service is told.
-
-    store: the farm's store, as `open_store` takes it.
-    concepts: the catalogue, to describe what is served, which is what the store publishes.
-    max_side: longest side of an edited photo in pixels.
-    cache_mb: memory for adapters, in millions of bytes, in each editing replica.
-    max_body_mb: largest upload, in millions of bytes.
-    cpus: CPUs of one editing replica.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    store: str
-    concepts: tuple[Described, ...] = ()
-    max_side: int = Field(default=512, ge=64, le=4096)
-    cache_mb: int = Field(default=512, ge=1)
-    max_body_mb: float = Field(default=10, gt=0)
-    cpus: int = Field(default=1, ge=1)
-
-    @classmethod
-    def of(cls, args: Mapping[str, Any]) -> Self:
-        """Settings from arguments; `config`, the path of a farm's YAML, stands for those left out.
-
-        Raises:
-            UserError: an argument is missing, unknown or out of range, or the store cannot be opened.
-        """
-        given = dict(args)
-        if path := given.pop("config", None):
-            farm = load_config(path)
-            concepts = [concept.model_dump(include={"id", "prompt", "domain"}) for concept in farm.catalogue]
-            own = farm.serve.model_dump(exclude={"host", "port"})
-            given = {"store": farm.store, "concepts": concepts, **own, **given}
-        try:
-            settings = cls.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"The service's argument {place}: {first['msg']}.") from error
-        # Replicas may run in another folder, or on another machine.
-        return settings.model_copy(update={"store": open_store(settings.store).url})
 
 
 class Editing:
@@ -82,11 +40,11 @@ class Editing:
         self._bank = AdapterBank(open_store(settings.store), byte_budget=settings.cache_mb * 1_000_000)
         self._longest_side = settings.max_side
 
-    def edit(self, concept: str, photo: Image) -> Edited | UnknownConceptError:
+    def edit(self, wanted: Wanted, photo: Image) -> Edited | UnknownConceptError:
         """An unknown concept is returned rather than raised: Serve would log a traceback for it."""
         began = time.perf_counter()
         try:
-            loaded = self._bank.get(concept)
+            loaded = self._bank.get(wanted.concept)
         except UnknownConceptError as error:
             return error
         ready = time.perf_counter()
@@ -104,19 +62,15 @@ class Web:
         self._editing = editing
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        settings = self._settings
-        return create_app(
-            self._edit,
-            Listing(open_store(settings.store), settings.concepts),
-            max_side=settings.max_side,
-            max_body_mb=settings.max_body_mb,
-        )
+        published = Published(open_store(self._settings.store), seconds=self._settings.watch_seconds)
+        published.follow()
+        return create_app(self._edit, published, Listing(published, self._settings.concepts), self._settings)
 
-    async def _edit(self, concept: str, photo: Image) -> Edited:
+    async def _edit(self, wanted: Wanted, photo: Image) -> Edited:
         from ray.serve.exceptions import BackPressureError
 
         try:
-            edited: Edited | UnknownConceptError = await self._editing.edit.remote(concept, photo)
+            edited: Edited | UnknownConceptError = await self._editing.edit.remote(wanted, photo)
         except BackPressureError as error:
             raise BusyError from error
         if isinstance(edited, UnknownConceptError):
@@ -166,10 +120,10 @@ def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000, *, bloc
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     try:
         serve.run(build(args), name="farm", route_prefix="/")
-        listed = Listing(open_store(settings.store), ())()
+        listed = [*Published(open_store(settings.store)).entries]
         url = f"http://{host}:{port}"
         print(f"{len(listed)} concepts at {url}/, for example:")
-        print(f"curl --data-binary @photo.jpg {url}/v1/edit/{listed[0]['id'] if listed else 'CONCEPT'} > edited.png")
+        print(f"curl --data-binary @photo.jpg {url}/v1/edit/{listed[0] if listed else 'CONCEPT'} > edited.png")
         if block:
             threading.Event().wait()
     except BaseException as error:

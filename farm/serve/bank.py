@@ -22,24 +22,11 @@ from e2gan.model import Generator
 from farm.artifacts import open_artifact
 from farm.errors import UserError
 from farm.registry import Entry, Registry
-from farm.serve.listing import published
+from farm.serve.published import UnknownConceptError
 from farm.stages.pretrain import read_base
 from farm.store import Store, where
 
 _log = logging.getLogger(__name__)
-
-
-class UnknownConceptError(UserError, KeyError):
-    """Nothing is published under this name; `near` holds published names that resemble it."""
-
-    def __init__(self, concept: str, near: tuple[str, ...]) -> None:
-        super().__init__(concept, near)
-        self.concept = concept
-        self.near = near
-
-    def __str__(self) -> str:
-        hint = f"; did you mean {' or '.join(self.near)}?" if self.near else ""
-        return f"no concept {self.concept!r} is published{hint or '.'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +160,8 @@ class AdapterBank:
         except ValueError:  # not even a slug
             entry = None
         if entry is None:
-            near = difflib.get_close_matches(concept, Registry(self._store).concepts())
-            raise UnknownConceptError(concept, tuple(published(self._store, near)))
+            near = difflib.get_close_matches(concept, Registry(self._store).list())
+            raise UnknownConceptError(concept, tuple(near))
         return entry
 
     def _load(self, entry: Entry) -> _Slot:

@@ -13,9 +13,12 @@ from tiny_farm import SIDE, TinyFarm
 
 from e2gan.infer import edit_photo
 from e2gan.pairs import Image
+from farm.config import ServiceConfig
 from farm.serve.bank import AdapterBank
+from farm.serve.editing import Edited, Wanted
 from farm.serve.listing import Described, Listing
-from farm.serve.web import Edited, create_app
+from farm.serve.published import Published
+from farm.serve.web import create_app
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
@@ -54,15 +57,16 @@ def service_of(farm: TinyFarm) -> Service:
     """The service over a farm, with a bank so small that concepts push each other out."""
     bank = AdapterBank(farm.store, byte_budget=1)
 
-    def now(concept: str, photo: Image) -> Edited:
-        loaded = bank.get(concept)
+    def now(wanted: Wanted, photo: Image) -> Edited:
+        loaded = bank.get(wanted.concept)
         image = edit_photo(loaded.generator, loaded.text, photo, longest_side=SIDE)
         return Edited(
             image=image, version=loaded.version, digest=loaded.digest, base=loaded.base, milliseconds={"edit": 1.25}
         )
 
-    async def edit(concept: str, photo: Image) -> Edited:
-        return await asyncio.to_thread(now, concept, photo)
+    async def edit(wanted: Wanted, photo: Image) -> Edited:
+        return await asyncio.to_thread(now, wanted, photo)
 
-    listing = Listing(farm.store, [Described(id="ink", prompt="an ink drawing", domain="scenery")])
-    return Service(create_app(edit, listing, max_side=SIDE, max_body_mb=10))
+    published = Published(farm.store)
+    listing = Listing(published, [Described(id="ink", prompt="an ink drawing", domain="scenery", category="drawing")])
+    return Service(create_app(edit, published, listing, ServiceConfig(max_side=SIDE, max_body_mb=10)))

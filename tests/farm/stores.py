@@ -202,6 +202,20 @@ class StoreContract:
         assert list(store.list()) == sorted(keys)
         assert list(store.list("3/00")) == sorted(key for key in keys if key.startswith("3/00"))
 
+    def test_stamps_tell_what_changed(self, store: Any) -> None:
+        for key in ("registry/a", "registry/b", "registry/c", "other"):
+            store.put(key, b"1")
+        before = store.stamps("registry/")
+        assert list(before) == list(store.list("registry/"))
+        assert store.stamps("registry/") == before
+        store.put("registry/a", b"2")
+        assert store.replace_if_match("registry/b", b"3", store.get_with_etag("registry/b")[1])
+        store.delete("registry/c")
+        store.put("registry/d", b"1")
+        after = store.stamps("registry/")
+        changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+        assert changed == {"registry/a", "registry/b", "registry/c", "registry/d"}
+
     @pytest.mark.parametrize(("start", "length"), [(-1, 2), (0, -1)])
     def test_no_object_has_a_negative_part(self, store: Any, start: int, length: int) -> None:
         store.put("a", b"abc")
