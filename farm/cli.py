@@ -133,10 +133,13 @@ def edit(
 ) -> None:
     """Edit one photo with a published concept, without a server."""
     import numpy as np
+    import PIL.Image
 
-    from e2gan.infer import edit_photo
+    from e2gan.sides import working_size
     from farm.images import decode, encode
-    from farm.serve.bank import AdapterBank
+    from farm.serve.bank import Bank
+    from farm.serve.engines import Merging
+    from farm.serve.published import Published
     from farm.store import open_store
 
     loaded = load_config(config, override or [])
@@ -149,8 +152,9 @@ def edit(
         raise UserError(f"{source}: cannot be read ({error.strerror}); give the path of a photo.") from error
     store = open_store(loaded.store)
     loaded.concept(concept)
-    adapter = AdapterBank(store, byte_budget=loaded.serve.cache_mb * 2**20).get(concept)
-    edited = edit_photo(adapter.generator, adapter.text, np.asarray(photo), longest_side=side or loaded.serve.max_side)
+    adapter = Bank(Published(store), Merging, byte_budget=loaded.serve.cache_mb * 1_000_000).get(concept)
+    size = working_size(*photo.size, longest_side=side or loaded.serve.max_side)
+    edited = adapter.edit(np.asarray(photo.resize(size, PIL.Image.Resampling.LANCZOS)))
     write_whole(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]
     print(f"{target}  {edited.shape[1]}x{edited.shape[0]}  {concept} v{adapter.version} {adapter.digest}")
 

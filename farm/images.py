@@ -97,13 +97,12 @@ def decode_layers(
             raise ImageSizeError(f"{what}: {width} x {height} is more than {too_many}; scale it down.")
         try:
             if enough:
-                image.draft(None, (enough, enough))  # type: ignore[arg-type]  # None keeps the mode
+                image.draft(None, (enough, enough))  # None keeps the mode
             image.load()
-            if (turn := _orientation(image)) is not None:
-                image = image.transpose(turn)
-                if turn in _SIDEWAYS:
-                    width, height = height, width
-            colours, alpha = _to_srgb(image)
+            turn = _orientation(image)
+            if turn in _SIDEWAYS:
+                width, height = height, width
+            colours, alpha = _to_srgb(image if turn is None else image.transpose(turn))
         except Exception as error:  # as above
             raise ImageError(f"{what}: the image file is damaged ({_brief(error)}).") from error
         return Layers(colours=colours, alpha=alpha, size=(width, height))
@@ -151,8 +150,8 @@ def _to_srgb(image: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Image |
 
 def _orientation(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
     """What sets the image upright, by its EXIF."""
-    with contextlib.suppress(Exception):  # damaged EXIF: the image stays as it lies
-        return _TURNS.get(image.getexif().get(_ORIENTATION))
+    with contextlib.suppress(Exception):  # no EXIF or a damaged one: the image stays as it lies
+        return _TURNS.get(image.getexif()[_ORIENTATION])
     return None
 
 

@@ -218,12 +218,12 @@ class S3Store:
     def _client(self) -> Any:
         return client_of(self.endpoint_url, self.region)
 
-    def _listed(self, page: dict[str, Any]) -> list[tuple[str, str]]:
+    def _listed(self, page: dict[str, Any]) -> Iterator[tuple[str, str]]:
         """Keys and etags of a page of a listing. Consoles mark folders by objects that no store can name: not these."""
         if page.get("Name") != self.bucket:
             raise ResponseParserError("the answer is no listing of the bucket")
         found = ((item["Key"].removeprefix(self._below), item["ETag"]) for item in page.get("Contents", ()))
-        return [(key, etag) for key, etag in found if _is_key(key)]
+        return ((key, etag) for key, etag in found if _is_key(key))
 
     def _read(self, key: str, file: IO[bytes]) -> str:
         """Write the object into the file, whole and checked; its etag."""

@@ -5,23 +5,23 @@ Started by `serve run farm.serve.app:build config=configs/demo.yaml`, `serve dep
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-import torch
 from fastapi import FastAPI
 
-from e2gan.infer import edit_photo
 from e2gan.pairs import Image
 from farm.errors import UserError
-from farm.serve.bank import AdapterBank
-from farm.serve.editing import Edited, Wanted
+from farm.serve.editing import Answer, Edited, UnavailableError, Wanted
+from farm.serve.editor import HEALTHY_SECONDS, Editor, Job
 from farm.serve.listing import Listing
 from farm.serve.problems import BusyError
-from farm.serve.published import Published, UnknownConceptError
+from farm.serve.published import Published
+from farm.serve.replicas import Replicas
 from farm.serve.settings import Settings
 from farm.serve.web import create_app
 from farm.store import open_store
@@ -30,27 +30,39 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
+_log = logging.getLogger(__name__)
+
+_BATCH_SECONDS = 0.005  # for how long a GPU waits for more photos
+_LISTEN_SECONDS = 5.0
+_TELL_SECONDS = 30.0
+
 
 class Editing:
     """Edits photos with the published adapters of a store."""
 
     def __init__(self, settings: Settings) -> None:
         _keep_to_loopback()
-        torch.set_num_threads(settings.cpus)
-        self._bank = AdapterBank(open_store(settings.store), byte_budget=settings.cache_mb * 1_000_000)
-        self._longest_side = settings.max_side
+        self._editor = Editor(settings)
+        if settings.gpus:
+            from ray import serve
 
-    def edit(self, wanted: Wanted, photo: Image) -> Edited | UnknownConceptError:
-        """An unknown concept is returned rather than raised: Serve would log a traceback for it."""
-        began = time.perf_counter()
-        try:
-            loaded = self._bank.get(wanted.concept)
-        except UnknownConceptError as error:
-            return error
-        ready = time.perf_counter()
-        image = edit_photo(loaded.generator, loaded.text, photo, longest_side=self._longest_side)
-        steps = {"load": (ready - began) * 1e3, "edit": (time.perf_counter() - ready) * 1e3}
-        return Edited(image=image, version=loaded.version, digest=loaded.digest, base=loaded.base, milliseconds=steps)
+            @serve.batch(max_batch_size=settings.batch, batch_wait_timeout_s=_BATCH_SECONDS)
+            async def collect(jobs: list[Job]) -> list[Edited]:
+                return await self._editor.together(jobs)
+
+            self._editor.collect = collect
+        self._editor.start()
+
+    async def edit(self, wanted: Wanted, photo: Image) -> Answer:
+        return await self._editor.edit(wanted, photo)
+
+    def tell(self, method: str, *args: Any) -> Any:
+        """Run a method of the editor's in one of Serve's threads."""
+        return getattr(self._editor, method)(*args)
+
+    def check_health(self) -> None:
+        """Asked by Serve every few seconds: an exception has the replica replaced."""
+        self._editor.check()
 
 
 class Web:
@@ -60,22 +72,47 @@ class Web:
         _keep_to_loopback()
         self._settings = settings
         self._editing = editing
+        self._replicas = Replicas(fewest=settings.replicas, max_waiting=settings.max_waiting)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        published = Published(open_store(self._settings.store), seconds=self._settings.watch_seconds)
+        settings = self._settings
+        published = Published(open_store(settings.store), seconds=settings.watch_seconds)
         published.follow()
-        return create_app(self._edit, published, Listing(published, self._settings.concepts), self._settings)
+        threading.Thread(target=self._listen, name="replicas", daemon=True).start()
+        return create_app(self._edit, Listing(published, settings.concepts), settings, self._replicas, self._broadcast)
 
     async def _edit(self, wanted: Wanted, photo: Image) -> Edited:
         from ray.serve.exceptions import BackPressureError
 
         try:
-            edited: Edited | UnknownConceptError = await self._editing.edit.remote(wanted, photo)
+            answer: Answer = await self._editing.edit.remote(wanted, photo)
         except BackPressureError as error:
             raise BusyError from error
-        if isinstance(edited, UnknownConceptError):
-            raise edited
-        return edited
+        if isinstance(answer, Edited):
+            return answer
+        if isinstance(answer, UnavailableError):
+            raise BusyError(f"{answer} cannot be loaded now", 5)
+        raise answer
+
+    async def _broadcast(self, method: str, *args: Any) -> list[Any]:
+        call = self._editing.broadcast("tell", method, *args)
+        return await call.results_async(timeout_s=_TELL_SECONDS, return_exceptions=True)
+
+    def _listen(self) -> None:
+        """Have the replicas check themselves, and hear how they are."""
+        while True:
+            try:
+                reports = self._editing.broadcast("tell", "check").results(
+                    timeout_s=_TELL_SECONDS, return_exceptions=True
+                )
+            except Exception as error:  # none is running
+                reports = [error]
+            for report in reports:
+                if isinstance(report, Exception):
+                    _log.warning("an editing replica does not edit: %s", report)
+                else:
+                    self._replicas.hear(report)
+            time.sleep(_LISTEN_SECONDS)
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -83,10 +120,18 @@ def build(args: dict[str, Any]) -> Application:
     settings = Settings.of(args)
     from ray import serve
 
+    # Web decides how many wait, and they wait in the replicas: Serve's own queue looks for a free one now and then.
+    at_once = 2 * (1 + settings.max_waiting)
     editing = serve.deployment(
-        max_ongoing_requests=2,  # one edits while the other's adapter loads
-        max_queued_requests=50,  # below what Web takes on, so that it is Web that says the service is busy
-        ray_actor_options={"num_cpus": settings.cpus},
+        max_ongoing_requests=at_once,
+        autoscaling_config={
+            "min_replicas": settings.replicas,
+            "max_replicas": settings.max_replicas or settings.replicas,
+            "target_ongoing_requests": max(1, settings.max_waiting / 2),
+        },
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        health_check_period_s=HEALTHY_SECONDS,
+        health_check_timeout_s=60,
     )(Editing)
     web = serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(serve.ingress()(Web))
     return web.bind(settings, editing.bind(settings))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from farm.serve import openapi
@@ -17,10 +17,11 @@ MOST_ROWS = 200
 Known = Annotated[str, Path(max_length=100, description="A concept's id.", examples=["charcoal"])]
 
 
-def add_browsing(app: FastAPI, listing: Listing) -> None:
-    """Add `/v1/concepts` and what is below it."""
+def browsing_routes(listing: Listing) -> APIRouter:
+    """`/v1/concepts` and what is below it."""
+    router = APIRouter(prefix="/v1/concepts", tags=["concepts"])
 
-    @app.get("/v1/concepts", **openapi.browsing(Rows))
+    @router.get("", **openapi.browsing(Rows))
     def list_concepts(
         request: Request,
         q: Annotated[str, Query(max_length=200, description="Words of the id, the prompt or the category.")] = "",
@@ -31,17 +32,17 @@ def add_browsing(app: FastAPI, listing: Listing) -> None:
         """The published concepts, sorted by id."""
         return _cached(request, listing.search(q, category, page=page, per_page=per_page))
 
-    @app.get("/v1/concepts/{concept}", **openapi.browsing(Detail))
+    @router.get("/{concept}", **openapi.browsing(Detail))
     def one_concept(concept: Known, request: Request) -> Response:
         """A published concept and its history."""
         return _cached(request, listing.detail(concept))
 
-    @app.get("/v1/concepts/{concept}/lineage", **openapi.LINEAGE)
+    @router.get("/{concept}/lineage", **openapi.LINEAGE)
     def lineage(concept: Known) -> JSONResponse:
         """What a concept was made from, back to the photographs."""
         return JSONResponse(listing.lineage(concept))
 
-    @app.get("/v1/concepts/{concept}/preview.webp", **openapi.PREVIEW)
+    @router.get("/{concept}/preview.webp", **openapi.PREVIEW)
     def preview(concept: Known, request: Request) -> Response:
         """Test photos, the teacher's edits of them, and the adapter's, a row each."""
         picture, tag = listing.preview(concept)
@@ -51,6 +52,8 @@ def add_browsing(app: FastAPI, listing: Listing) -> None:
         if _has(request, tag):
             return Response(status_code=304, headers=headers)
         return Response(picture, media_type="image/webp", headers=headers)
+
+    return router
 
 
 def _cached(request: Request, document: Rows | Detail) -> Response:

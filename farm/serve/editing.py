@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from farm.serve.published import UnknownConceptError
+
 if TYPE_CHECKING:
     from e2gan.pairs import Image
 
@@ -32,3 +34,10 @@ class Edited:
     base: str
     milliseconds: Mapping[str, float]
     report: Mapping[str, Any] = field(default_factory=dict)
+
+
+class UnavailableError(Exception):
+    """A published concept that cannot be loaded now: it is damaged, or the store is away."""
+
+
+Answer = Edited | UnknownConceptError | UnavailableError

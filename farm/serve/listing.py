@@ -85,14 +85,14 @@ class Listing:
     """Answers about what is published, with prompt, domain and category where the catalogue has them."""
 
     def __init__(self, published: Published, catalogue: Iterable[Described]) -> None:
-        self._published = published
+        self.published = published
         self._catalogue = {concept.id: concept for concept in catalogue}
         self._preview = lru_cache(PREVIEWS)(self._read_preview)
 
     def search(self, q: str = "", category: str | None = None, *, page: int = 1, per_page: int = 60) -> Rows:
         """The concepts, sorted by id, in whose id, prompt or category all words of `q` occur."""
         words = plain(q).split()
-        rows = [self._row(concept) for concept in self._published.entries]
+        rows = [self._row(concept) for concept in self.published.entries]
         found = [row for row in rows if all(word in _words(row) for word in words)]
         kinds = Counter(row["category"] for row in found if row["category"])
         if category is not None:
@@ -108,27 +108,27 @@ class Listing:
 
     def detail(self, concept: str) -> Detail:
         """Raises UnknownConceptError."""
-        self._published.release(concept)
-        entry = self._published.entries[concept]
+        self.published.release(concept)
+        entry = self.published.entries[concept]
         history = [Version.model_validate(release.model_dump()) for release in entry.releases]
         return Detail(**self._row(concept), base=entry.base, history=history, lineage=f"/v1/concepts/{concept}/lineage")
 
     def lineage(self, concept: str) -> dict[str, Any]:
         """What `farm lineage --json` prints. Reads the store's manifests. Raises UnknownConceptError."""
-        self._published.release(concept)
-        return trace(self._published.store, concept).document()
+        self.published.release(concept)
+        return trace(self.published.store, concept).document()
 
     def preview(self, concept: str) -> tuple[bytes | None, str]:
         """A WebP picture of the adapter's edits, None when it has none, and its etag. Raises UnknownConceptError."""
-        release = self._published.release(concept)
+        release = self.published.release(concept)
         return self._preview(release.adapter), f'"{release.digest}"'
 
     def _read_preview(self, adapter: str) -> bytes | None:
-        artifact = open_artifact(self._published.store, adapter)
+        artifact = open_artifact(self.published.store, adapter)
         return artifact.read("preview.webp") if "preview.webp" in artifact.manifest.files else None
 
     def _row(self, concept: str) -> dict[str, Any]:
-        release: Release = self._published.entries[concept]
+        release: Release = self.published.entries[concept]
         described = self._catalogue.get(concept) or Described(id=concept)
         row = described.model_dump() | release.model_dump(include={"version", "digest", "metrics"})
         return {**row, "preview": f"/v1/concepts/{concept}/preview.webp"}

@@ -23,6 +23,7 @@ IMAGES = ("image/png", "image/jpeg", "image/webp")
 _WHY = {
     400: "The upload is damaged or cut off.",
     401: "A key is wanted, or this one is not known.",
+    403: "The key is not an administrator's.",
     404: "No such concept or version is published; `near` holds names that resemble it.",
     406: "`Accept` takes none of PNG, JPEG and WebP.",
     408: "The upload took too long.",
@@ -80,7 +81,6 @@ def browsing(kind: type[BaseModel]) -> dict[str, Any]:
             **problems(401, 404, 422),
         },
         "openapi_extra": {"parameters": [_IF_NONE_MATCH]},
-        "tags": ["concepts"],
     }
 
 
@@ -127,7 +127,6 @@ EDIT: dict[str, Any] = {
         **problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 503),
     },
     "openapi_extra": _PHOTO,
-    "tags": ["edit"],
 }
 EDITS: dict[str, Any] = {
     "response_class": JSONResponse,
@@ -136,7 +135,6 @@ EDITS: dict[str, Any] = {
         **problems(400, 401, 408, 413, 415, 422, 429, 503),
     },
     "openapi_extra": _PHOTO,
-    "tags": ["edit"],
 }
 LINEAGE: dict[str, Any] = {
     "responses": {
@@ -147,7 +145,6 @@ LINEAGE: dict[str, Any] = {
         **problems(401, 404, 422),
     },
     "response_class": JSONResponse,
-    "tags": ["concepts"],
 }
 PREVIEW: dict[str, Any] = {
     "response_class": Response,
@@ -157,10 +154,23 @@ PREVIEW: dict[str, Any] = {
         **problems(401, 404, 422),
     },
     "openapi_extra": {"parameters": [_IF_NONE_MATCH]},
-    "tags": ["concepts"],
 }
 HEALTH: dict[str, Any] = {
     "response_model": Health,
     "responses": {**problems(503)},
     "tags": ["service"],
+}
+METRICS: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}},
+    "tags": ["service"],
+}
+ADMIN: dict[str, Any] = {
+    "responses": {
+        200: {
+            "description": "How many replicas did it.",
+            "content": {"application/json": {"example": {"replicas": 2}}},
+        },
+        **problems(401, 403, 404, 422, 503),
+    }
 }

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from e2gan.sides import working_size
-from farm.images import ImageFormatError, decode_layers, encode, on_white
+from farm.images import ImageError, ImageFormatError, decode_layers, encode, on_white
 
 if TYPE_CHECKING:  # what decodes is a process of its own, without PyTorch and FastAPI
     from e2gan.pairs import Image
@@ -50,12 +50,15 @@ def prepare(data: bytes, *, max_side: int, size: int | None, max_pixels: int) ->
     kind = next((name for name, magic in MAGIC.items() if data.startswith(magic)), None)
     if kind is None or (kind == "WEBP" and data[8:12] != b"WEBP"):
         raise ImageFormatError(f"{what}: not a JPEG, PNG or WebP image.")
-    layers = decode_layers(data, what=what, formats=(kind,), max_pixels=max_pixels, enough=2 * max_side)
+    try:
+        layers = decode_layers(data, what=what, formats=(kind,), max_pixels=max_pixels, enough=2 * max_side)
+    except ImageFormatError as error:
+        raise ImageError(f"{what}: the image file is damaged (its header).") from error
     longest = size or min(max(layers.size), LONGEST_ANSWER)
     factor = longest / max(layers.size)
     width, height = (max(1, round(side * factor)) for side in layers.size)
     worked = layers.colours.resize(working_size(*layers.size, longest_side=max_side), _RESAMPLE)
-    alpha = layers.alpha and np.asarray(layers.alpha.resize((width, height), _RESAMPLE))
+    alpha = None if layers.alpha is None else np.asarray(layers.alpha.resize((width, height), _RESAMPLE))
     return Prepared(photo=np.asarray(worked), size=(width, height), alpha=alpha)
 
 

@@ -90,8 +90,6 @@ class Published:
         with self._refreshing:
             stamps = Registry(self.store).stamps()
             self._seen_at = time.monotonic()
-            if stamps == self._stamps:
-                return
             entries = {concept: entry for concept, entry in self._entries.items() if concept in stamps}
             changed = [concept for concept, stamp in stamps.items() if self._stamps.get(concept) != stamp]
             for concept, entry in zip(changed, in_threads(self._read, changed), strict=True):
@@ -103,12 +101,13 @@ class Published:
                 else:
                     entries[concept] = entry
             self._stamps = stamps
-            self._entries = MappingProxyType(dict(sorted(entries.items())))
+            if entries != self._entries:
+                self._entries = MappingProxyType(dict(sorted(entries.items())))
         for told in self._listeners:
             told()
 
     def listen(self, told: Callable[[], None]) -> None:
-        """Have a function called after every look that found a change."""
+        """Have a function called after every look."""
         self._listeners.append(told)
 
     def follow(self) -> None:

@@ -42,11 +42,14 @@ async def read_photo(request: Request, *, limit: int) -> bytes:
         form = await parser.parse()
     except (MultiPartException, LookupError, ValueError) as error:
         raise ProblemError(400, f"the form cannot be read: {error}") from None
-    photo = form.get(PART)
+    try:
+        photo = form.get(PART)
+        if isinstance(photo, UploadFile):
+            return await photo.read()
+    finally:
+        await form.close()
     if photo is None:
         raise ProblemError(422, f"{PART}: the form has no such part; `curl -F {PART}=@photo.jpg` sends one")
-    if isinstance(photo, UploadFile):
-        return await photo.read()
     raise ProblemError(422, f"{PART}: the part is text; a file has a filename in its Content-Disposition")
 
 

@@ -12,24 +12,34 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 
 from e2gan.pairs import Image
 from farm.config import ServiceConfig
 from farm.serve import openapi
-from farm.serve.browsing import add_browsing
+from farm.serve.access import Access
+from farm.serve.admin import Broadcast, admin_routes
+from farm.serve.browsing import browsing_routes
 from farm.serve.decoder import Decoders
 from farm.serve.editing import Edited, Wanted
 from farm.serve.listing import Listing
+from farm.serve.metrics import Counting, Metrics
 from farm.serve.page_files import add_page
 from farm.serve.photos import LONGEST_ANSWER, Prepared, finish
-from farm.serve.problems import problem_of, tell_problems
+from farm.serve.problems import BusyError, problem_of, tell_problems
 from farm.serve.published import Published
+from farm.serve.replicas import Replicas
 from farm.serve.uploads import Format, choose_format, read_photo
 
 MOST_CONCEPTS = 16
 """Of one request."""
+
+TOLD = ("X-Adapter-Version", "X-Adapter-Digest", "X-Base-Digest", "Server-Timing", "Retry-After")
+"""Headers that the pages of other origins may read."""
+
+Edit = Callable[[Wanted, Image], Awaitable[Edited]]
 
 Concept = Annotated[
     str,
@@ -41,55 +51,130 @@ Size = Annotated[
     Query(ge=1, le=LONGEST_ANSWER, description="Longest side of the answer in pixels; the upload's own without it."),
 ]
 Quality = Annotated[int, Query(ge=1, le=100, description="Of a JPEG or WebP.")]
+Version = Annotated[int | None, Query(ge=1, le=10**9, description="A published version; the current one without it.")]
 Strength = Annotated[float, Query(ge=0, le=1, description="Of the edit: a factor on the adapter.", examples=[0.7])]
 
 
 def create_app(
-    edit: Callable[[Wanted, Image], Awaitable[Edited]],
-    published: Published,
+    edit: Edit,
     listing: Listing,
     settings: ServiceConfig,
+    replicas: Replicas,
+    broadcast: Broadcast | None = None,
 ) -> FastAPI:
     """The web application.
 
     edit: takes what is wanted and a photo, uint8 `[h, w, 3]` with sides as the network takes them; raises
-        UnknownConceptError or BusyError.
+        UnknownConceptError or BusyError. replicas: those that edit; who makes the application has them report.
+    broadcast: has all of them do something; without it there are no routes for administrators.
     """
     app = FastAPI(**openapi.ABOUT, docs_url=None, redoc_url=None)
+    access = Access(settings.keys)
+    metrics = Metrics(replicas)
+    keys = [Depends(access)] if settings.keys else []
+    app.include_router(edit_routes(edit, listing.published, settings, replicas, access, metrics), dependencies=keys)
+    app.include_router(browsing_routes(listing), dependencies=keys)
+    if broadcast and any(key.admin for key in settings.keys):
+        admin = [Depends(access), Depends(access.admin)]
+        app.include_router(admin_routes(broadcast, listing.published), dependencies=admin)
+
+    @app.get("/healthz", **openapi.HEALTH)
+    async def healthz() -> dict[str, str]:
+        """Whether a real edit succeeded lately."""
+        if not replicas.reports:
+            raise BusyError("no edit succeeded lately", 5)
+        return {"status": "ok"}
+
+    @app.get("/readyz", **openapi.HEALTH)
+    async def readyz() -> dict[str, str]:
+        """Whether requests should be sent here: edits succeed, and there is room for another."""
+        await healthz()
+        replicas.admit()
+        return {"status": "ok"}
+
+    @app.get("/metrics", **openapi.METRICS)
+    async def counts() -> Response:
+        """What the service counts, for Prometheus."""
+        text, kind = metrics.text()
+        return Response(text, media_type=kind)
+
+    add_page(app)
+    tell_problems(app)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", "If-None-Match"],
+            expose_headers=[*TOLD, "ETag"],
+        )
+    app.add_middleware(Counting, metrics=metrics)
+    return app
+
+
+def edit_routes(
+    edit: Edit,
+    published: Published,
+    settings: ServiceConfig,
+    replicas: Replicas,
+    access: Access,
+    metrics: Metrics,
+) -> APIRouter:
+    """The routes that edit."""
+    router = APIRouter(prefix="/v1/edit", tags=["edit"])
     decode = Decoders(seconds=settings.decode_seconds, max_pixels=int(settings.max_megapixels * 1e6))
     encoders = ThreadPoolExecutor(2, "encode")
+    limit = int(settings.max_body_mb * 1e6)
 
-    async def prepared(request: Request, steps: Steps, size: int | None) -> Prepared:
-        data = await read_photo(request, limit=int(settings.max_body_mb * 1e6))
-        steps.end("receive")
+    async def decoded(data: bytes, steps: Steps, size: int | None) -> Prepared:
         photo = await decode(data, max_side=settings.max_side, size=size)
         steps.end("decode")
         return photo
 
-    async def encoded(edited: Edited, photo: Prepared, format: Format, quality: int) -> bytes:
-        return await asyncio.get_running_loop().run_in_executor(encoders, finish, edited.image, photo, format, quality)
+    async def made(wanted: Wanted, photo: Prepared, format: Format, quality: int, steps: Steps) -> tuple[Edited, bytes]:
+        """The edit, and its file."""
+        edited = await edit(wanted, photo.photo)
+        steps.end("call")
+        replicas.hear(edited.report)
+        metrics.edits.labels(wanted.concept).inc()
+        file = await asyncio.get_running_loop().run_in_executor(encoders, finish, edited.image, photo, format, quality)
+        steps.end("encode")
+        return edited, file
 
-    @app.post("/v1/edit/{concept}", **openapi.EDIT)
+    @router.post("/{concept}", **openapi.EDIT)
     async def edit_photo(
         concept: Concept,
         request: Request,
         size: Size = None,
         quality: Quality = 90,
-        version: Annotated[int | None, Query(ge=1, description="A published version; the current one without.")] = None,
+        version: Version = None,
         strength: Strength = 1.0,
     ) -> Response:
         """Edit a photo with a concept."""
         format = choose_format(",".join(request.headers.getlist("accept")) or "*/*")
-        published.release(concept, version)  # before the upload is read
+        published.release(concept, version)  # whatever can be refused is refused before the upload is read
+        replicas.admit()
+        access.spend(request)
+        wanted = Wanted(concept=concept, version=version, strength=round(strength, 2))
         steps = Steps()
-        photo = await prepared(request, steps, size)
-        edited = await edit(Wanted(concept=concept, version=version, strength=round(strength, 2)), photo.photo)
-        steps.end("call")
-        data = await encoded(edited, photo, format, quality)
-        steps.end("encode")
-        return Response(data, media_type=f"image/{format}", headers=_headers(edited) | steps.header(edited))
+        data = await read_photo(request, limit=limit)
+        steps.end("receive")
+        with replicas.editing():
+            photo = await decoded(data, steps, size)
+            edited, file = await made(wanted, photo, format, quality, steps)
+        steps.milliseconds.update(edited.milliseconds)
+        metrics.staged(steps.milliseconds)
+        headers = {
+            "X-Adapter-Version": str(edited.version),
+            "X-Adapter-Digest": edited.digest,
+            "X-Base-Digest": edited.base,
+            "Cache-Control": "no-store",
+            "Vary": "Accept",
+            "Server-Timing": steps.timing(),
+        }
+        return Response(file, media_type=f"image/{format}", headers=headers)
 
-    @app.post("/v1/edit", **openapi.EDITS)
+    @router.post("", **openapi.EDITS)
     async def edit_photo_several(
         request: Request,
         concept: Annotated[list[str], Query(min_length=1, max_length=MOST_CONCEPTS, examples=[["charcoal", "night"]])],
@@ -99,49 +184,33 @@ def create_app(
         strength: Strength = 1.0,
     ) -> JSONResponse:
         """Edit a photo with several concepts; what is wrong with one of them is told in its place."""
+        replicas.admit(len(concept))
+        access.spend(request, len(concept))
         steps = Steps()
-        photo = await prepared(request, steps, size)
+        data = await read_photo(request, limit=limit)
+        steps.end("receive")
         edits = []
-        for name in concept:
-            try:
-                edited = await edit(Wanted(concept=name, strength=round(strength, 2)), photo.photo)
-            except Exception as error:
-                problem, _ = problem_of(error)
-                if problem.status == 500:
-                    raise
-                edits.append({"concept": name, "status": problem.status, "problem": problem.model_dump()})
-            else:
-                data = await encoded(edited, photo, format, quality)
-                told = {"version": edited.version, "digest": edited.digest, "base": edited.base}
-                image = {"type": f"image/{format}", "image": base64.b64encode(data).decode()}
-                edits.append({"concept": name, "status": 200, **image, **told})
+        with replicas.editing(len(concept)):
+            photo = await decoded(data, steps, size)
+            for name in concept:
+                try:
+                    published.release(name[:100])
+                    wanted = Wanted(concept=name, strength=round(strength, 2))
+                    edited, file = await made(wanted, photo, format, quality, Steps())
+                except Exception as error:
+                    problem, _ = problem_of(error)
+                    if problem.status == 500:
+                        raise
+                    told = problem.model_dump(exclude_none=True)
+                    edits.append({"concept": name, "status": problem.status, "problem": told})
+                else:
+                    about = {"version": edited.version, "digest": edited.digest, "base": edited.base}
+                    image = {"type": f"image/{format}", "image": base64.b64encode(file).decode()}
+                    edits.append({"concept": name, "status": 200, **image, **about})
         steps.end("edit")
-        return JSONResponse({"edits": edits}, headers=steps.header())
+        return JSONResponse({"edits": edits}, headers={"Server-Timing": steps.timing(), "Cache-Control": "no-store"})
 
-    @app.get("/healthz", **openapi.HEALTH)
-    async def healthz() -> dict[str, str]:
-        """Whether a real edit succeeded lately."""
-        return {"status": "ok"}
-
-    @app.get("/readyz", **openapi.HEALTH)
-    async def readyz() -> dict[str, str]:
-        """Whether requests should be sent here."""
-        return {"status": "ok"}
-
-    add_browsing(app, listing)
-    add_page(app)
-    tell_problems(app)
-    return app
-
-
-def _headers(edited: Edited) -> dict[str, str]:
-    return {
-        "X-Adapter-Version": str(edited.version),
-        "X-Adapter-Digest": edited.digest,
-        "X-Base-Digest": edited.base,
-        "Cache-Control": "no-store",
-        "Vary": "Accept",
-    }
+    return router
 
 
 class Steps:
@@ -156,6 +225,6 @@ class Steps:
         self.milliseconds[step] = (now - self._began) * 1e3
         self._began = now
 
-    def header(self, edited: Edited | None = None) -> dict[str, str]:
-        timing = {**self.milliseconds, **(edited.milliseconds if edited else {})}
-        return {"Server-Timing": ", ".join(f"{name};dur={took:.1f}" for name, took in timing.items())}
+    def timing(self) -> str:
+        """A Server-Timing header."""
+        return ", ".join(f"{name};dur={took:.1f}" for name, took in self.milliseconds.items())

@@ -11,13 +11,13 @@ import numpy as np
 import PIL.Image
 from tiny_farm import SIDE, TinyFarm
 
-from e2gan.infer import edit_photo
 from e2gan.pairs import Image
-from farm.config import ServiceConfig
-from farm.serve.bank import AdapterBank
-from farm.serve.editing import Edited, Wanted
-from farm.serve.listing import Described, Listing
-from farm.serve.published import Published
+from farm.serve.editing import Edited, UnavailableError, Wanted
+from farm.serve.editor import Editor
+from farm.serve.listing import Listing
+from farm.serve.problems import BusyError
+from farm.serve.replicas import Replicas
+from farm.serve.settings import Settings
 from farm.serve.web import create_app
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -38,6 +38,8 @@ def pixels(response: httpx.Response) -> Image:
 class Service:
     """Requests to an application in this process; its errors come as a server would send them."""
 
+    editor: Editor
+
     def __init__(self, app: Any) -> None:
         self.transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
@@ -53,20 +55,31 @@ class Service:
         return self.request("POST", f"/v1/edit/{concept}", content=content, **options)
 
 
-def service_of(farm: TinyFarm) -> Service:
-    """The service over a farm, with a bank so small that concepts push each other out."""
-    bank = AdapterBank(farm.store, byte_budget=1)
+def service_of(farm: TinyFarm, **settings: Any) -> Service:
+    """The service over a farm, with so little memory for adapters that concepts push each other out."""
+    settings = {"max_side": SIDE, "max_body_mb": 10, "cache_mb": 1} | settings
+    described = [{"id": "ink", "prompt": "an ink drawing", "domain": "scenery", "category": "drawing"}]
+    return service_with(Settings(store=farm.store.url, concepts=described, **settings))
 
-    def now(wanted: Wanted, photo: Image) -> Edited:
-        loaded = bank.get(wanted.concept)
-        image = edit_photo(loaded.generator, loaded.text, photo, longest_side=SIDE)
-        return Edited(
-            image=image, version=loaded.version, digest=loaded.digest, base=loaded.base, milliseconds={"edit": 1.25}
-        )
+
+def service_with(settings: Settings) -> Service:
+    """The service with an editor in this process."""
+    editor = Editor(settings)
+    replicas = Replicas(max_waiting=settings.max_waiting)
+    replicas.hear(editor.check())
 
     async def edit(wanted: Wanted, photo: Image) -> Edited:
-        return await asyncio.to_thread(now, wanted, photo)
+        answer = await editor.edit(wanted, photo)
+        if isinstance(answer, UnavailableError):
+            raise BusyError(f"{answer} cannot be loaded now", 5)
+        if not isinstance(answer, Edited):
+            raise answer
+        return answer
 
-    published = Published(farm.store)
-    listing = Listing(published, [Described(id="ink", prompt="an ink drawing", domain="scenery", category="drawing")])
-    return Service(create_app(edit, published, listing, ServiceConfig(max_side=SIDE, max_body_mb=10)))
+    async def broadcast(method: str, *args: Any) -> list[Any]:
+        return [await asyncio.to_thread(getattr(editor, method), *args)]
+
+    listing = Listing(editor.published, settings.concepts)
+    service = Service(create_app(edit, listing, settings, replicas, broadcast))
+    service.editor = editor
+    return service

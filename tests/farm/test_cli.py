@@ -23,6 +23,7 @@ from farm import cli
 from farm.config_file import load_config
 from farm.errors import UserError
 from farm.serve.bank import AdapterBank
+from farm.serve.settings import Settings, arguments
 from farm.store import LocalStore
 
 JOBS = {
@@ -251,14 +252,11 @@ def test_a_concept_not_published(root: Path, tmp_path: Path, terminal: Terminal)
 
 
 def test_what_the_endpoint_is_built_from(config: Path, root: Path) -> None:
-    arguments = cli.serve_arguments(load_config(config, ["serve.max_side=256"]))
-    assert json.loads(json.dumps(arguments)) == {
-        "store": root.as_uri(),
-        "concepts": [{"id": c, "prompt": f"in the style {c}", "domain": "scenery"} for c in CONCEPTS],
-        "max_side": 256,
-        "max_body_mb": 10,
-        "cache_mb": 512,
-    }
+    settings = Settings.of(arguments(load_config(config, ["serve.max_side=256"])))
+    assert settings.store == root.as_uri()
+    described = [(concept.id, concept.prompt, concept.domain, concept.category) for concept in settings.concepts]
+    assert described == [(c, f"in the style {c}", "scenery", "other") for c in CONCEPTS]
+    assert (settings.max_side, settings.cache_mb) == (256, 512)
 
 
 @pytest.mark.parametrize("name", JOBS)
