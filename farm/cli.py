@@ -1,5 +1,5 @@
 """The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
-`unpublish`, `history`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit` and `serve`."""
+`unpublish`, `history`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit`, `serve` and `serve-key`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from farm import cli_concepts, cli_hub, cli_preflight, cli_queue, cli_registry, cli_store, cli_teachers
+from farm import cli_concepts, cli_hub, cli_preflight, cli_queue, cli_registry, cli_serve_key, cli_store, cli_teachers
 from farm.config import FarmConfig
 from farm.config_file import load_config
 from farm.errors import UserError
@@ -26,6 +26,7 @@ app = typer.Typer(
 app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(cli_teachers.app, name="teachers")
 app.add_typer(cli_queue.app, name="queue")
+app.add_typer(cli_serve_key.app, name="serve-key")
 app.command()(cli_preflight.preflight)
 app.command()(cli_registry.publish)
 app.command()(cli_registry.rollback)

@@ -45,6 +45,7 @@ class Decoders:
         self._seconds = seconds
         self._max_pixels = max_pixels
         self._own = threading.local()
+        self._processes: set[subprocess.Popen[bytes]] = set()
         self._threads = ThreadPoolExecutor(processes, "decode", self._start)
         self._threads.submit(self._own.__getattribute__, "process")  # so that the first one is there in time
 
@@ -58,12 +59,15 @@ class Decoders:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, asked)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, once they have decoded what they were given."""
         self._threads.shutdown()
+        for process in [*self._processes]:
+            self._end(process)
 
     def _decode(self, data: bytes, asked: dict[str, Any]) -> Prepared:
         process = self._own.process
         if process.poll() is not None:
+            self._end(process)
             process = self._start()
         assert process.stdin is not None and process.stdout is not None
         slow = threading.Event()
@@ -78,8 +82,7 @@ class Decoders:
             _send(process.stdin, asked, data)
             told, layers = _receive(process.stdout)
         except (EOFError, OSError):
-            process.kill()
-            process.wait()
+            self._end(process)
             if slow.is_set():
                 raise SlowImageError(f"the upload: it takes longer than {self._seconds:g} s to decode.") from None
             raise ImageError("the upload: the image file is damaged (its decoder gave up).") from None
@@ -100,9 +103,15 @@ class Decoders:
             env=environment,
             start_new_session=True,  # a Ctrl-C is not for it; it ends with its standard input
         )
+        self._processes.add(process)
         assert process.stdout is not None
         process.stdout.readline()
         return process
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        process.kill()
+        with process:  # closes its pipes and waits for it
+            self._processes.discard(process)
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ PROBES = 8
 _SMALLEST = np.full((16, 16, 3), 127, np.uint8)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """A photo that waits for its edit, and what is ready for it. milliseconds: of loading. since: when it began to."""
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
 from typing import Literal, get_args
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import File, FormParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from farm.serve.problems import ProblemError
@@ -31,30 +30,31 @@ async def read_photo(request: Request, *, limit: int) -> bytes:
         ProblemError: 408, 413 or 400, it is late, too large or cut off; 422, the form has no such part.
     """
     body = await read_body(request, limit=limit)
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    if kind.lower() != b"multipart/form-data":
         return body
+    parts: dict[bytes | None, bytes] = {}
 
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
+    def take(file: File) -> None:
+        with file.file_object as data:
+            data.seek(0)
+            parts[file.field_name] = data.read()
 
-    parser = _InMemory(request.headers, whole(), max_files=1, max_fields=8, max_part_size=limit)
     try:
-        form = await parser.parse()
-    except (MultiPartException, LookupError, ValueError) as error:
+        parser = FormParser(
+            kind.decode("latin-1"),
+            on_field=None,
+            on_file=take,
+            boundary=options.get(b"boundary"),
+            config={"MAX_MEMORY_FILE_SIZE": limit + 1},  # a photo is never written to a disk
+        )
+        parser.write(body)
+        parser.finalize()
+    except (FormParserError, ValueError) as error:
         raise ProblemError(400, f"the form cannot be read: {error}") from None
-    try:
-        photo = form.get(PART)
-        if isinstance(photo, UploadFile):
-            return await photo.read()
-    finally:
-        await form.close()
-    if photo is None:
-        raise ProblemError(422, f"{PART}: the form has no such part; `curl -F {PART}=@photo.jpg` sends one")
-    raise ProblemError(422, f"{PART}: the part is text; a file has a filename in its Content-Disposition")
-
-
-class _InMemory(MultiPartParser):
-    spool_max_size = 2**31  # a photo is never written to a disk
+    if PART.encode() not in parts:
+        raise ProblemError(422, f"{PART}: the form has no such file; `curl -F {PART}=@photo.jpg` sends one")
+    return parts[PART.encode()]
 
 
 async def read_body(request: Request, *, limit: int) -> bytes:

@@ -67,12 +67,17 @@ def create_app(
     edit: takes what is wanted and a photo, uint8 `[h, w, 3]` with sides as the network takes them; raises
         UnknownConceptError or BusyError. replicas: those that edit; who makes the application has them report.
     broadcast: has all of them do something; without it there are no routes for administrators.
+
+    `app.state.close()` ends the processes that decode.
     """
     app = FastAPI(**openapi.ABOUT, docs_url=None, redoc_url=None)
     access = Access(settings.keys)
     metrics = Metrics(replicas)
+    decode = Decoders(seconds=settings.decode_seconds, max_pixels=int(settings.max_megapixels * 1e6))
+    app.state.close = decode.close
     keys = [Depends(access)] if settings.keys else []
-    app.include_router(edit_routes(edit, listing.published, settings, replicas, access, metrics), dependencies=keys)
+    editing = edit_routes(edit, listing.published, settings, decode, replicas, access, metrics)
+    app.include_router(editing, dependencies=keys)
     app.include_router(browsing_routes(listing), dependencies=keys)
     if broadcast and any(key.admin for key in settings.keys):
         admin = [Depends(access), Depends(access.admin)]
@@ -116,13 +121,13 @@ def edit_routes(
     edit: Edit,
     published: Published,
     settings: ServiceConfig,
+    decode: Decoders,
     replicas: Replicas,
     access: Access,
     metrics: Metrics,
 ) -> APIRouter:
     """The routes that edit."""
     router = APIRouter(prefix="/v1/edit", tags=["edit"])
-    decode = Decoders(seconds=settings.decode_seconds, max_pixels=int(settings.max_megapixels * 1e6))
     encoders = ThreadPoolExecutor(2, "encode")
     limit = int(settings.max_body_mb * 1e6)
 

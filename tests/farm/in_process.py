@@ -41,6 +41,7 @@ class Service:
     editor: Editor
 
     def __init__(self, app: Any) -> None:
+        self.app = app
         self.transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -50,6 +51,9 @@ class Service:
                 return await client.request(method, path, **options)
 
         return asyncio.run(send())
+
+    def close(self) -> None:
+        self.app.state.close()
 
     def edit(self, concept: str, content: Any, **options: Any) -> httpx.Response:
         return self.request("POST", f"/v1/edit/{concept}", content=content, **options)

@@ -33,7 +33,9 @@ def farm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(farm):
-    return service_of(farm, max_waiting=10)
+    service = service_of(farm, max_waiting=10)
+    yield service
+    service.close()
 
 
 @pytest.mark.parametrize("concept", ["charcoal", "ink"])

@@ -36,7 +36,9 @@ def farm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(farm):
-    return service_of(farm)
+    service = service_of(farm)
+    yield service
+    service.close()
 
 
 def failing(farm: TinyFarm, error: Exception) -> Service:
