@@ -155,6 +155,8 @@ def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000, *, bloc
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Despite its name it puts the ports of a Ray started here on 127.0.0.1; it is read when ray is imported.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # A busy machine takes longer than the 5 seconds of default, and Serve gives up after three such.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     import ray
     from ray import serve
 

@@ -11,7 +11,6 @@ import logging
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +27,7 @@ from farm.artifacts import Artifact, open_artifact
 from farm.errors import UserError
 from farm.registry import Release
 from farm.serve.engines import Engine, Ready
+from farm.serve.once import Once
 from farm.serve.published import Published
 from farm.stages.pretrain import base_of
 from farm.store import where
@@ -118,7 +118,7 @@ class Bank:
         self._served: dict[str, Release] = {}  # what each concept that was asked for is given as
         self._stale: set[str] = set()  # concepts whose new version cannot be loaded
         self._counts: Counter[str] = Counter()
-        self._once = _Once()
+        self._once = Once()
         self._base_lock = threading.Lock()  # held while a base loads, so that it loads once
         self._engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 
@@ -306,33 +306,6 @@ class Bank:
     def _open(self, path: str) -> Artifact:
         """An adapter or a base, on its way into service."""
         return open_artifact(self._published.store, path)
-
-
-class _Once:
-    """One call for all who want the same thing at the same time."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: dict[Any, Future[Any]] = {}
-
-    def __call__(self, key: Any, call: Callable[[], Any]) -> Any:
-        with self._lock:
-            others = self._running.get(key)
-            if others is None:
-                mine = self._running[key] = Future()
-        if others is not None:
-            return others.result()
-        try:
-            result = call()
-        except BaseException as error:
-            mine.set_exception(error)
-            raise
-        else:
-            mine.set_result(result)
-            return result
-        finally:
-            with self._lock:
-                del self._running[key]
 
 
 def _differs(entry: Release | None, served: Release) -> bool:

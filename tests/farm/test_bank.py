@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_farm import TinyFarm
+from tiny_farm import three_concepts
 
 from farm.errors import UserError
 from farm.serve.bank import Bank
@@ -21,6 +21,8 @@ from farm.serve.published import Published, UnknownConceptError
 PHOTO = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 PLENTY = 1_000_000_000
 CONCEPTS = ("charcoal", "fog", "ink")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Watched:
@@ -52,20 +54,9 @@ class Watched:
             self._held[1].set()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def farm(tmp_path):
-    farm = TinyFarm(tmp_path / "store")
-    for seed, concept in enumerate(("charcoal", "fog", "ink"), start=1):
-        farm.publish(concept, seed=seed)
-    return farm
+    return three_concepts(tmp_path / "store")
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from farm.serve.engines import Merging, Stacking
 BASE = build_generator(CONFIG, seed=0).requires_grad_(False).eval()
 PHOTOS = [np.random.default_rng(n).integers(0, 256, (16, 24 if n % 2 else 16, 3), dtype=np.uint8) for n in range(4)]
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def adapter(seed: int, rank: int = 2):
     random = torch.Generator().manual_seed(seed)
@@ -22,14 +24,6 @@ def adapter(seed: int, rank: int = 2):
         if name.endswith(".lora_B"):
             tensor.normal_(0, 0.5, generator=random)
     return made, torch.randn(77, 768, generator=random)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_stacked_and_merged_are_the_same_edits():

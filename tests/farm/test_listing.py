@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_farm import TinyFarm
+from tiny_farm import three_concepts
 
 from farm.serve.listing import Described, Listing, etag
 from farm.serve.published import Published, UnknownConceptError
@@ -16,10 +16,7 @@ CATALOGUE = [
 
 @pytest.fixture
 def farm(tmp_path):
-    farm = TinyFarm(tmp_path / "store")
-    for seed, concept in enumerate(("charcoal", "fog", "ink"), start=1):
-        farm.publish(concept, seed=seed)
-    return farm
+    return three_concepts(tmp_path / "store")
 
 
 @pytest.fixture

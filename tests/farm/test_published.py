@@ -5,7 +5,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from tiny_farm import TinyFarm
+from tiny_farm import three_concepts
 
 from farm.serve.published import Published, UnknownConceptError
 from farm.store import StoreUnreachableError
@@ -34,10 +34,7 @@ class Counted:
 
 @pytest.fixture
 def farm(tmp_path):
-    farm = TinyFarm(tmp_path / "store")
-    for seed, concept in enumerate(("charcoal", "fog", "ink"), start=1):
-        farm.publish(concept, seed=seed)
-    return farm
+    return three_concepts(tmp_path / "store")
 
 
 @pytest.fixture

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 import httpx
 import numpy as np
-import pytest
-import torch
 from in_process import Service, encoded, pixels, service_of
 from tiny_farm import TinyFarm
 
@@ -110,14 +108,6 @@ async def ask_all(service: Service, concepts: list[str]) -> list[Answer]:
 
         await asyncio.gather(*(keep_asking() for _ in range(CLIENTS)))
     return answers
-
-
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_answer_is_one_version_that_was_current(tmp_path, one_thread):

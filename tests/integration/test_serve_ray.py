@@ -99,6 +99,7 @@ def client(store):
     with pytest.MonkeyPatch.context() as patch:  # run sets these where they are missing
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
         keys = [{"name": "root", "sha256": KEY[1], "admin": True}]
         limits = {"max_side": 64, "cache_mb": 2, "max_body_mb": 2, "max_waiting": 10}
         run({"store": store.url, "keys": keys, **limits}, port=port, block=False)
