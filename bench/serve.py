@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import socket
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -155,12 +157,12 @@ async def open_loop(ask: Callable[[], Any], seconds: float, rate: float) -> list
     return await asyncio.gather(*asked)
 
 
-def bare(farm: Farm, photo: Image, concept: int) -> Callable[[float], float]:
+def bare(farm: Farm, photo: Image, concept: int, *, compiled: bool) -> Callable[[float], float]:
     """Images a second of the model alone, in this process."""
     from farm.serve.engines import Merging
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    engine = Merging(farm.config, farm.base.state_dict(), compiled=[photo.shape[:2]])
+    engine = Merging(farm.config, farm.base.state_dict(), compiled=[photo.shape[:2]] if compiled else [])
     ready = engine.ready(*random_adapter(farm.base, torch.Generator().manual_seed(concept)))
 
     def measure(seconds: float) -> float:
@@ -208,7 +210,7 @@ async def measure(args: argparse.Namespace, farm: Farm, port: int) -> None:
         await client.edit(f"concept-{number}")
     for number in itertools.islice(numbers, 40):
         await client.edit(f"concept-{number}")
-    alone = bare(farm, photo, 0)
+    alone = bare(farm, photo, 0, compiled=not args.quick)
     alone(1)
     speeds: dict[str, list[float]] = {"bare model": [], "one concept": [], f"{args.concepts} concepts, Zipf": []}
     bare_speeds, one, many = speeds.values()
@@ -300,9 +302,7 @@ def main() -> None:
         farm = Farm(Path(folder), args.channels)
         farm.publish(0)
         say(machine=machine(), **{name: value for name, value in vars(args).items() if name != "quick"})
-        from ray import serve
-
-        from farm.serve import app
+        from farm.serve import app  # Ray only after it: what keeps it on loopback is set there
 
         settings = {
             "store": farm.store.url,
@@ -313,11 +313,13 @@ def main() -> None:
             "replicas": args.replicas,
             "keys": [{"name": "bench", "sha256": KEY[1], "admin": True}],
         }
-        app.run(settings, port=port, block=False)
+        with contextlib.redirect_stdout(sys.stderr):
+            app.run(settings, port=port, block=False)
         try:
             asyncio.run(measure(args, farm, port))
         finally:
             import ray
+            from ray import serve
 
             serve.shutdown()
             ray.shutdown()

@@ -132,6 +132,7 @@ def build(args: dict[str, Any]) -> Application:
         ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
         health_check_period_s=HEALTHY_SECONDS,
         health_check_timeout_s=60,
+        logging_config={"enable_access_log": False},  # Web's says it all
     )(Editing)
     web = serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(serve.ingress()(Web))
     return web.bind(settings, editing.bind(settings))
