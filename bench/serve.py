@@ -4,7 +4,9 @@
 
 A store with random adapters at the paper's ranks on a random base is made, Ray Serve started on it, and asked by this
 process. `ratio` is to the bare model: one process that does nothing but edit, on the same CPUs, in turn with the
-endpoint, so that what disturbs one disturbs the other. Latencies are from a request's first byte to its answer's last.
+endpoint, so that what disturbs one disturbs the other; `cpu_ratio` is the same of CPU time an image, this client's
+share included, which a machine that others use changes least. Latencies are from a request's first byte to its answer's
+last.
 """
 
 from __future__ import annotations
@@ -129,7 +131,15 @@ def zipf(count: int, seed: int) -> Iterator[int]:
         yield from random.choice(count, 1000, p=weights / weights.sum()).tolist()
 
 
-async def closed_loop(ask: Callable[[], Any], seconds: float, at_once: int) -> float:
+@dataclass(frozen=True)
+class Speed:
+    """Images a second, and the seconds of CPU that an image cost all processes that had a part in it."""
+
+    images: float
+    cpu: float
+
+
+async def closed_loop(ask: Callable[[], Any], seconds: float, at_once: int) -> Speed:
     """Answers a second when so many are always asked for at once."""
     end, done = time.perf_counter() + seconds, 0
 
@@ -140,9 +150,17 @@ async def closed_loop(ask: Callable[[], Any], seconds: float, at_once: int) -> f
             assert answer.status == 200, answer
             done += 1
 
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), cpu_seconds()
     await asyncio.gather(*(keep_asking() for _ in range(at_once)))
-    return done / (time.perf_counter() - began)
+    return Speed(done / (time.perf_counter() - began), (cpu_seconds() - cpu) / done)
+
+
+def cpu_seconds() -> float:
+    """What this process and all that it started have used."""
+    import psutil
+
+    times = [p.cpu_times() for p in (psutil.Process(), *psutil.Process().children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 async def open_loop(ask: Callable[[], Any], seconds: float, rate: float) -> list[Answer]:
@@ -157,22 +175,27 @@ async def open_loop(ask: Callable[[], Any], seconds: float, rate: float) -> list
     return await asyncio.gather(*asked)
 
 
-def bare(farm: Farm, photo: Image, concept: int, *, compiled: bool) -> Callable[[float], float]:
-    """Images a second of the model alone, in this process."""
+def bare(farm: Farm, photo: Image, concept: int, *, compiled: bool) -> Callable[[float], Speed]:
+    """The model alone, in this process."""
     from farm.serve.engines import Merging
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     engine = Merging(farm.config, farm.base.state_dict(), compiled=[photo.shape[:2]] if compiled else [])
     ready = engine.ready(*random_adapter(farm.base, torch.Generator().manual_seed(concept)))
 
-    def measure(seconds: float) -> float:
-        began, done = time.perf_counter(), 0
+    def measure(seconds: float) -> Speed:
+        began, cpu, done = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - began < seconds:
             engine.edit([(ready, photo)])
             done += 1
-        return done / (time.perf_counter() - began)
+        return Speed(done / (time.perf_counter() - began), (time.process_time() - cpu) / done)
 
     return measure
+
+
+def ratio(above: list[Speed], below: list[Speed], what: str) -> float:
+    """The median over the rounds."""
+    return round(statistics.median(getattr(a, what) / getattr(b, what) for a, b in zip(above, below, strict=True)), 3)
 
 
 def quantiles(answers: list[Answer]) -> dict[str, float | None]:
@@ -210,9 +233,9 @@ async def measure(args: argparse.Namespace, farm: Farm, port: int) -> None:
         await client.edit(f"concept-{number}")
     for number in itertools.islice(numbers, 40):
         await client.edit(f"concept-{number}")
-    alone = bare(farm, photo, 0, compiled=not args.quick)
+    alone = bare(farm, photo, 0, compiled=not args.eager)
     alone(1)
-    speeds: dict[str, list[float]] = {"bare model": [], "one concept": [], f"{args.concepts} concepts, Zipf": []}
+    speeds: dict[str, list[Speed]] = {"bare model": [], "one concept": [], f"{args.concepts} concepts, Zipf": []}
     bare_speeds, one, many = speeds.values()
     for _ in range(args.rounds):
         bare_speeds.append(await asyncio.to_thread(alone, args.seconds))
@@ -291,11 +314,12 @@ def main() -> None:
     parser.add_argument("--cold", type=int, default=15, help="adapters loaded anew")
     parser.add_argument("--cpus", type=int, default=len(os.sched_getaffinity(0)), help="of the editing replica")
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--eager", action="store_true", help="without compiled graphs")
     parser.add_argument("--quick", action="store_true", help="a smoke test: small network, few concepts, seconds")
     args = parser.parse_args()
     if args.quick:
         args.side, args.channels, args.concepts, args.cold = 64, 8, 6, 2
-        args.seconds, args.rounds, args.load_seconds = 0.5, 2, 2
+        args.seconds, args.rounds, args.load_seconds, args.eager = 0.5, 2, 2, True
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
@@ -307,7 +331,7 @@ def main() -> None:
         settings = {
             "store": farm.store.url,
             "max_side": args.side,
-            "compiled": [] if args.quick else [f"{args.side}x{args.side}"],
+            "compiled": [] if args.eager else [f"{args.side}x{args.side}"],
             "cache_mb": args.cache_mb,
             "cpus": args.cpus,
             "replicas": args.replicas,

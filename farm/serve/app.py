@@ -171,7 +171,8 @@ def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000, *, bloc
         listed = [*Published(open_store(settings.store)).entries]
         url = f"http://{host}:{port}"
         print(f"{len(listed)} concepts at {url}/, for example:")
-        print(f"curl --data-binary @photo.jpg {url}/v1/edit/{listed[0] if listed else 'CONCEPT'} > edited.png")
+        key = "-H 'X-API-Key: KEY' " if settings.keys else ""
+        print(f"curl {key}--data-binary @photo.jpg {url}/v1/edit/{listed[0] if listed else 'CONCEPT'} > edited.png")
         if block:
             threading.Event().wait()
     except BaseException as error:

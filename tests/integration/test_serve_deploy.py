@@ -46,7 +46,7 @@ def test_serve_yaml_is_deployed_and_edits(tmp_path: Path) -> None:
         done = subprocess.run([SERVE, "deploy", deployed], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            deadline = time.monotonic() + 300
+            deadline = time.monotonic() + 600
             while True:
                 try:
                     if client.get("/readyz").status_code == 200:
