@@ -18,11 +18,12 @@ import pytest
 from stage_farm import CONCEPTS, Cluster, built, contents, copied, one_thread, plan_of, write_config
 from terminal import Terminal
 
-from e2gan.infer import edit_photo
 from farm import cli
 from farm.config_file import load_config
 from farm.errors import UserError
-from farm.serve.bank import AdapterBank
+from farm.serve.bank import Bank
+from farm.serve.engines import Merging
+from farm.serve.published import Published
 from farm.serve.settings import Settings, arguments
 from farm.store import LocalStore
 
@@ -193,13 +194,8 @@ def test_edit(config: Path, root: Path, tmp_path: Path, terminal: Terminal, suff
     assert edited.size == (96, 64)
     assert edited.format == {"png": "PNG", "webp": "WEBP"}.get(suffix, "JPEG")
     if suffix == "png":
-        adapter = AdapterBank(LocalStore(root), byte_budget=1).get("sepia")
-        wanted = edit_photo(
-            adapter.generator,
-            adapter.text,
-            np.asarray(PIL.Image.open(io.BytesIO(source.read_bytes()))),
-            longest_side=512,
-        )
+        adapter = Bank(Published(LocalStore(root)), Merging, byte_budget=1).get("sepia")
+        wanted = adapter.edit(np.asarray(PIL.Image.open(io.BytesIO(source.read_bytes()))))
         np.testing.assert_array_equal(np.asarray(edited), wanted)
     assert not list(tmp_path.glob(".*"))
 
