@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/demo.yaml
 
-.PHONY: install demo test lint serve bench clean
+.PHONY: install demo test test-slow lint serve bench clean
 
 install: .venv/.installed
 
@@ -21,6 +21,9 @@ serve: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+
+test-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .

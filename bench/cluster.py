@@ -10,7 +10,7 @@ run for real beforehand, had made. The clock stands still while workers start, w
 cores.
 
 Ideal: the sum of all sleeps over the slots, and the longest chain: the longest unit, the base, the ranks, the longest
-adapter. --grow: instead 10, 100 and 1,000 concepts, 1 to 32 slots, and ten times the images.
+adapter. --grow: instead 10, 100 and 1,000 concepts of one unit each, 1 to 32 slots, and ten times the images.
 --fail: one teacher fails.
 """
 
@@ -51,9 +51,10 @@ QUIET = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
     "RAY_core_worker_internal_heartbeat_ms": "10000",
+    "RAY_raylet_start_wait_time_s": "300",
     "REPORTER_UPDATE_INTERVAL_MS": "3600000",
 }
-"""What every node reports of itself all the time: here nine of them share the cores of one."""
+"""What nodes report of themselves all the time, and how long they may take to start: here nine share one's cores."""
 DURATIONS = Path(__file__).parent / "results" / "durations.json"
 QUICK = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "adversarial_weight": 0, "l1_weight": 1}
 
@@ -68,6 +69,7 @@ def main() -> None:
     parser.add_argument("--adapter-seconds", type=float, default=20.0)
     parser.add_argument("--measure", action="store_true", help="measure durations instead")
     parser.add_argument("--grow", action="store_true")
+    parser.add_argument("--skip", type=int, default=0, help="of --grow: the rows that an earlier run has printed")
     parser.add_argument("--fail", action="store_true", help="one concept's teacher fails")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -86,12 +88,12 @@ def main() -> None:
     cluster = (options.nodes, options.gpus_per_node)
     settings = [(options.concepts, *cluster, options.crops)]
     if options.grow:
-        fewer = options.crops
-        settings = [(n, *cluster, fewer) for n in (10, 100, 1000)]
-        settings += [(20, nodes, gpus, fewer) for nodes, gpus in ((1, 1), (2, 4), (8, 4))]
-        settings += [(20, *cluster, 10 * fewer)]
+        unit = 7  # crops of each photograph: 49 images
+        settings = [(n, *cluster, unit) for n in (10, 100, 1000)]
+        settings += [(20, nodes, gpus, unit) for nodes, gpus in ((1, 1), (2, 4), (8, 4))]
+        settings = [*settings, (20, *cluster, 10 * unit)][options.skip :]
     with tempfile.TemporaryDirectory() as folder:
-        for crops in {crops for *_, crops in settings}:
+        for crops in sorted({crops for *_, crops in settings}):
             alone("template", f"{folder}/template-{crops}", crops)
         for concepts, nodes, gpus, crops in settings:
             template, here = f"{folder}/template-{crops}", f"{folder}/farm"
@@ -246,7 +248,7 @@ def simulate(
         whole.add_node(num_cpus=gpus, num_gpus=gpus, object_store_memory=100 * 2**20)
     units = concepts * math.ceil(7 * crops / 50)
     waiting = {
-        "unit": Gate(gates, "unit", min(slots, math.ceil(units / on_ray.editing.IN_FLIGHT))),
+        "unit": Gate(gates, "unit", min(slots, units)),
         "adapter": Gate(gates, "adapter", min(slots, concepts - fail)),
     }
     original = {name: getattr(on_ray, name) for name in ("edit_concepts", "train_adapters")}

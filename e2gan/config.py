@@ -38,11 +38,12 @@ class GeneratorConfig:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        for name in ("channels", "heads", "text_tokens", "text_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.residual_blocks < 0:
-            raise ValueError(f"residual_blocks must be at least 0, not {self.residual_blocks}")
+        # The upper ends are far above what trains; a file that claims more is not worth a look at its weights.
+        ends = {"channels": 1024, "heads": 1024, "text_tokens": 4096, "text_width": 16384, "residual_blocks": 64}
+        for name, end in ends.items():
+            start = 0 if name == "residual_blocks" else 1
+            if not start <= getattr(self, name) <= end:
+                raise ValueError(f"{name} must be {start}..{end}, not {getattr(self, name)}")
         if not 0 <= self.transformer_blocks <= 2:
             raise ValueError(f"transformer_blocks must be 0, 1 or 2, not {self.transformer_blocks}")
         if self.transformer_blocks and (4 * self.channels) % self.heads:

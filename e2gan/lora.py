@@ -126,6 +126,23 @@ def grow(adapter: Adapter, generator: Generator, ranks: Ranks, *, seed: int) -> 
     return grown
 
 
+def adapter_shapes(generator: Generator, ranks: Ranks) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of an adapter of these ranks, by name, without making one.
+
+    Raises:
+        ValueError: a name in `ranks` is not a crucial layer, or a rank is below 1 or absurd.
+    """
+    layers = crucial_layers(generator)
+    _check_ranks(ranks, layers)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, rank in ranks.items():
+        limit = 4 * max(side for shape in _shapes(layers[name], 1) for side in shape[:2])
+        if rank > limit:  # no update needs more than the layer's shorter side
+            raise ValueError(f"rank of {name} must be at most {limit}, four times its layer's longer side, not {rank}")
+        shapes[f"{name}.lora_A"], shapes[f"{name}.lora_B"] = _shapes(layers[name], rank)
+    return shapes
+
+
 def update(layer: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     """B A as a tensor of the layer's weight shape (unscaled)."""
     return product(kind(layer), a, b)
@@ -168,7 +185,7 @@ def merge(generator: Generator, adapter: Adapter) -> dict[str, Tensor]:
 def _check_ranks(ranks: Ranks, layers: Mapping[str, nn.Module]) -> None:
     unknown = sorted(set(ranks) - set(layers))
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is not a crucial layer of this generator; those are {', '.join(layers)}")
+        raise ValueError(f"{unknown[0][:80]!a} is not a crucial layer of this generator; those are {', '.join(layers)}")
     low = [name for name, rank in ranks.items() if rank < 1]
     if low:
         raise ValueError(f"rank of {low[0]} must be at least 1, not {ranks[low[0]]}")

@@ -14,11 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from e2gan.lora import Adapter
+from e2gan.config import GeneratorConfig
+from e2gan.lora import Adapter, adapter_shapes
 from e2gan.lora_attach import peft_config
+from e2gan.model import blueprint
 from e2gan.ranks import Ranks
-from e2gan.weights import load_weights, save_weights
+from e2gan.weights import Shapes, largest_file, load_weights, save_weights
 
+CONFIG_BYTES = 1 << 20
+"""The longest `adapter_config.json`; the paper's adapter has 4 kB of it."""
 _PREFIX = "base_model.model."  # peft's name for the adapted model inside its saved keys
 
 
@@ -40,25 +44,58 @@ def save(adapter: Adapter, *, base: str) -> dict[str, bytes]:
     }
 
 
-def load(files: Mapping[str, bytes], *, base: str) -> Adapter:
+def load(files: Mapping[str, bytes], *, base: str, model: GeneratorConfig | None = None) -> Adapter:
     """Read what `save` wrote.
+
+    model: the configuration of the base. With it, tensors of other names or shapes than the configuration's ranks make
+    are refused before one is made.
 
     Raises:
         ValueError: the adapter names another base, or a file is damaged.
     """
     try:
-        config = json.loads(files["adapter_config.json"])
-        state, _ = load_weights(files["adapter_model.safetensors"])
+        config = _read_config(files["adapter_config.json"])
+        shapes = None if model is None else _shapes(config, model)
+        state, _ = load_weights(files["adapter_model.safetensors"], shapes=shapes)
         fits = config["base_model_name_or_path"]
         adapter = _from_peft(config, state)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not an adapter in peft's format: {error!r}") from error
     if fits != base:
-        raise ValueError(f"this adapter fits base {fits}, not base {base}: train it again on this base")
+        raise ValueError(f"this adapter fits base {fits!s:.80}, not base {base}: train it again on this base")
     return adapter
 
 
+def largest_weights(config: bytes, model: GeneratorConfig) -> int:
+    """Bytes that no `adapter_model.safetensors` beside this `adapter_config.json` has more of.
+
+    Raises:
+        ValueError: the configuration is damaged, or not one for a generator of this shape.
+    """
+    try:
+        return largest_file(_shapes(_read_config(config), model))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"not an adapter in peft's format: {error!r}") from error
+
+
 _JSON = (str, int, float, bool, list, dict, type(None))
+
+
+def _read_config(data: bytes) -> dict[str, Any]:
+    if len(data) > CONFIG_BYTES:
+        raise ValueError(f"adapter_config.json has {len(data):,} bytes, more than {CONFIG_BYTES:,}")
+    try:
+        config: dict[str, Any] = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("adapter_config.json is nested too deeply") from error
+    if any(type(rank) is not int for rank in config["rank_pattern"].values()):
+        raise ValueError("rank_pattern holds what is no rank")
+    return config
+
+
+def _shapes(config: Mapping[str, Any], model: GeneratorConfig) -> Shapes:
+    shapes = adapter_shapes(blueprint(model), config["rank_pattern"])
+    return {f"{_PREFIX}{name}.weight": shape for name, shape in shapes.items()}
 
 
 def _from_peft(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Adapter:

@@ -7,11 +7,14 @@ Apache-2.0.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from e2gan.config import GeneratorConfig, Part
+from e2gan.weights import Shapes
 
 
 class Generator(nn.Module):
@@ -179,6 +182,18 @@ def part_of(name: str) -> Part:
     """The part that a module or a parameter of a generator belongs to, by its name."""
     first = name.partition(".")[0]
     return first if first in ("transformer", "residual") else "sampling"  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=8)
+def blueprint(config: GeneratorConfig) -> Generator:
+    """A generator without weights, to look shapes up in: it takes no memory and cannot run. Not to be changed."""
+    with torch.device("meta"):
+        return Generator(config)
+
+
+def generator_shapes(config: GeneratorConfig) -> Shapes:
+    """The shape of every weight of a generator, by its name in `state_dict`."""
+    return {name: tuple(weight.shape) for name, weight in blueprint(config).state_dict().items()}
 
 
 def build_generator(config: GeneratorConfig, *, seed: int) -> Generator:

@@ -13,14 +13,20 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 
 from farm.errors import IntegrityError
-from farm.store import NotFoundError, Store, where
+from farm.objects import TooLargeError
+from farm.signing import NOBODY, Keys
+from farm.store import NotFoundError, Reader, Store, check_key, where
+from farm.threads import beside
 
 MANIFEST = "manifest.json"
+DOCUMENT_BYTES = 32 << 20
+"""No manifest, record or lease is larger: a manifest of FFHQ's 70,000 photographs has a quarter of it."""
 PACKAGES = (
     "e2gan-farm",
     "numpy",
@@ -46,19 +52,26 @@ def canonical_json(value: object) -> str:
 def dump(document: BaseModel) -> bytes:
     """The bytes of a document that people may read in the store. ValueError for NaN and infinities."""
     plain = document.model_dump()
-    return (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    json.dumps(plain, allow_nan=False)  # the one below would write NaN; this one is slow only where it indents
+    return to_json(plain, indent=2) + b"\n"
 
 
-def parse(kind: type[Document], data: bytes, *, store: Store, key: str, fix: str) -> Document:
+def parse(kind: type[Document], data: bytes, *, store: Reader, key: str, fix: str) -> Document:
     """Read a document back; IntegrityError, whose sentence ends with `fix`, when it is not a valid one."""
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the document"
+        first = error.errors(include_input=False)[0]
+        place = ascii(".".join(str(part) for part in first["loc"]))[1:80].rstrip("'") or "the document"
         raise IntegrityError(
             f"{where(store, key)} is damaged ({place}: {first['msg']}): {fix} and run again."
         ) from error
+
+
+def read(kind: type[Document], *, store: Store, key: str, fix: str) -> tuple[Document, str]:
+    """Read a document of the store, and its etag. NotFoundError, TooLargeError, and IntegrityError as `parse`."""
+    data, etag = store.get_with_etag(key, DOCUMENT_BYTES)
+    return parse(kind, data, store=store, key=key, fix=fix), etag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,13 +108,30 @@ class Spec:
         return f"{self.folder}/{self.digest}"
 
 
+def _key(text: str) -> str:
+    check_key(text)
+    return text
+
+
+def _file_name(text: str) -> str:
+    if text == MANIFEST:
+        raise ValueError(f"{MANIFEST} is no file of an artifact")
+    return _key(text)
+
+
+Key = Annotated[str, AfterValidator(_key)]
+"""A key of the store."""
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+"""A Spec's."""
+
+
 class FileEntry(BaseModel):
     """A file of an artifact: its size in bytes and its sha256 in hex."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: int
-    sha256: str
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     @classmethod
     def of(cls, data: bytes) -> "FileEntry":
@@ -115,12 +145,12 @@ class Manifest(BaseModel):
 
     stage: str
     version: int
-    path: str
-    digest: str
+    path: Key
+    digest: Digest
     config: dict[str, Any]
     inputs: dict[str, str]
     seed: int
-    files: dict[str, FileEntry]
+    files: dict[Annotated[str, AfterValidator(_file_name)], FileEntry]
     packages: dict[str, str]
     wall_seconds: float
     device_seconds: float
@@ -140,16 +170,17 @@ class Manifest(BaseModel):
         )
 
 
-def find(store: Store, path: str) -> Manifest | None:
+def find(store: Reader, path: str, keys: Keys = NOBODY) -> Manifest | None:
     """The manifest of the artifact at `path`, None when there is no such artifact.
 
-    IntegrityError when the manifest is damaged, was edited, or belongs to another folder.
+    IntegrityError when the manifest is damaged, was edited, belongs to another folder, or none of the keys signed it.
     """
     key = f"{path}/{MANIFEST}"
     try:
-        data = store.get(key)
+        data = store.get(key, DOCUMENT_BYTES)
     except NotFoundError:
         return None
+    keys.check(store, key, data)
     manifest = parse(Manifest, data, store=store, key=key, fix=f"delete the folder {path}")
     if manifest.path != path or manifest.spec.path != path or manifest.spec.digest != manifest.digest:
         raise IntegrityError(
@@ -167,7 +198,7 @@ def commit(
     device_seconds: float = 0.0,
     summary: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """Put the files, then the manifest that makes them an artifact.
+    """Put the files, side by side, then the manifest that makes them an artifact.
 
     A FileEntry stands for a file that a worker has put under that name and hashed: it is not read again;
     NotFoundError when it is not there. When another process committed the same artifact first, its manifest is
@@ -181,13 +212,16 @@ def commit(
     by_workers = {f"{spec.path}/{name}" for name, data in files.items() if isinstance(data, FileEntry)}
     if by_workers and (missing := by_workers.difference(store.list(f"{spec.path}/"))):
         raise NotFoundError(min(missing), store.url)
-    entries = {}
-    for name, data in sorted(files.items()):
+
+    def put(name: str) -> FileEntry:
+        data = files[name]
         if isinstance(data, FileEntry):
-            entries[name] = data
-        else:
-            store.put(f"{spec.path}/{name}", data)
-            entries[name] = FileEntry.of(data)
+            return data
+        store.put(f"{spec.path}/{name}", data)
+        return FileEntry.of(data)
+
+    names = sorted(files)
+    entries = dict(zip(names, beside(put, names, store.at_once), strict=True))
     manifest = Manifest(
         stage=spec.stage,
         version=spec.version,
@@ -219,38 +253,61 @@ class Artifact:
     store: Store
     manifest: Manifest
 
-    def read(self, name: str) -> bytes:
-        """A file's bytes, checked against the manifest.
+    def read(self, name: str, at_most: int | None = None) -> bytes:
+        """A file's bytes, checked against the manifest; no more of them are read than it lists.
 
-        KeyError for a name the manifest does not list; IntegrityError when the file is missing or changed.
+        at_most: bytes that such a file can have; one that lists more is refused unread.
+
+        KeyError for a name the manifest does not list; IntegrityError when the file is missing, changed or too large.
         """
         expected = self.manifest.files[name]
         path = self.manifest.path
         key = f"{path}/{name}"
+        if at_most is not None and expected.size > at_most:
+            raise IntegrityError(
+                f"{where(self.store, key)} has {expected.size:,} bytes, where {at_most:,} would be many: delete the "
+                f"folder {path} and run again."
+            )
         try:
-            data = self.store.get(key)
+            data = self.store.get(key, expected.size)
         except NotFoundError:
             problem = "is missing"
+        except TooLargeError:
+            problem = f"is not the file that was put there (more than the {expected.size} bytes expected)"
         else:
-            if FileEntry.of(data) == expected:
+            found = FileEntry.of(data)
+            if found == expected:
                 return data
-            problem = f"is not the file that was put there ({len(data)} bytes, {expected.size} expected)"
+            sizes = f"{found.size} bytes, {expected.size} expected"
+            other = "its sha256 is another" if found.size == expected.size else sizes
+            problem = f"is not the file that was put there ({other})"
         raise IntegrityError(f"{where(self.store, key)} {problem}: delete the folder {path} and run again.")
 
 
-def open_artifact(store: Store, path: str) -> Artifact:
+def open_artifact(store: Store, path: str, keys: Keys = NOBODY) -> Artifact:
     """Open the artifact at `path`; NotFoundError when there is none, IntegrityError as in `find`."""
-    manifest = find(store, path)
+    manifest = find(store, path, keys)
     if manifest is None:
         raise NotFoundError(f"{path}/{MANIFEST}", store.url)
     return Artifact(store, manifest)
 
 
-def verify(store: Store, path: str) -> list[str]:
+def need_artifact(store: Store, path: str, keys: Keys = NOBODY) -> Artifact:
+    """As `open_artifact`, for what has been there: IntegrityError also when there is none."""
+    try:
+        return open_artifact(store, path, keys)
+    except NotFoundError as error:
+        raise IntegrityError(
+            f"{where(store, error.key)} is missing: copy {path} from another store with `farm sync`, or make it again "
+            "with `farm run`."
+        ) from error
+
+
+def verify(store: Store, path: str, keys: Keys = NOBODY) -> list[str]:
     """Read every file the manifest lists and return what is wrong, a sentence each; empty when sound."""
     try:
-        artifact = open_artifact(store, path)
-    except (NotFoundError, IntegrityError) as error:
+        artifact = need_artifact(store, path, keys)
+    except IntegrityError as error:
         return [str(error)]
     problems = []
     for name in artifact.manifest.files:

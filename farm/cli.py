@@ -1,5 +1,5 @@
 """The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
-`unpublish`, `history`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit`, `serve` and `serve-key`."""
+`unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit`, `serve` and `serve-key`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from farm import cli_concepts, cli_hub, cli_preflight, cli_queue, cli_registry, cli_serve_key, cli_store, cli_teachers
+from farm import (
+    cli_concepts,
+    cli_hub,
+    cli_keys,
+    cli_preflight,
+    cli_queue,
+    cli_registry,
+    cli_serve_key,
+    cli_store,
+    cli_teachers,
+)
 from farm.config import FarmConfig
 from farm.config_file import load_config
 from farm.errors import UserError
@@ -27,6 +37,7 @@ app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(cli_teachers.app, name="teachers")
 app.add_typer(cli_queue.app, name="queue")
 app.add_typer(cli_serve_key.app, name="serve-key")
+app.add_typer(cli_keys.app, name="keys")
 app.command()(cli_preflight.preflight)
 app.command()(cli_registry.publish)
 app.command()(cli_registry.rollback)
@@ -141,6 +152,7 @@ def edit(
     from farm.serve.bank import Bank
     from farm.serve.engines import Merging
     from farm.serve.published import Published
+    from farm.signing import open_keys
     from farm.store import open_store
 
     loaded = load_config(config, override or [])
@@ -151,9 +163,10 @@ def edit(
         photo = decode(source.read_bytes(), what=str(source))
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror}); give the path of a photo.") from error
-    store = open_store(loaded.store)
+    with naming(config):
+        store, keys = open_store(loaded.store), open_keys(None, loaded.signing.public_keys)
     loaded.concept(concept)
-    adapter = Bank(Published(store), Merging, byte_budget=loaded.serve.cache_mb * 1_000_000).get(concept)
+    adapter = Bank(Published(store, keys), Merging, byte_budget=loaded.serve.cache_mb * 1_000_000).get(concept)
     size = working_size(*photo.size, longest_side=side or loaded.serve.max_side)
     edited = adapter.edit(np.asarray(photo.resize(size, PIL.Image.Resampling.LANCZOS)))
     write_whole(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]

@@ -23,13 +23,15 @@ def push_hub(
     """Upload a published adapter's folder to the Hugging Face Hub, with your own token."""
     from farm.hub import push
     from farm.registry import Registry
+    from farm.signing import open_keys
     from farm.store import open_store
 
     loaded = load_config(config, override or [])
     with naming(config):
-        registry = Registry(open_store(loaded.store, loaded.cluster.store_patience_seconds))
+        keys = open_keys(None, loaded.signing.public_keys)
+        registry = Registry(open_store(loaded.store, loaded.cluster.store_patience_seconds), keys)
     entry = registry.get(concept)
     if entry is None:
         raise UserError(f"{concept!r} is not published in {registry.store.url}; {near(concept, list(registry.list()))}")
-    pushed = push(registry.store, entry, repo, private=private, revision=revision)
+    pushed = push(registry.store, entry, repo, private=private, revision=revision, keys=keys)
     print(f"{concept}: version {entry.version}, {pushed.files} files of {pushed.size:,} bytes, is at {pushed.url}")

@@ -61,7 +61,8 @@ def publish(
             elif everything and find(registry.store, plan.adapter(concept_id).path) is None:
                 print(f"{concept_id}: no adapter yet")
             else:
-                print(_told(publish_by_hand(registry.store, plan, concept_id, force=force)))
+                made = publish_by_hand(registry.store, plan, concept_id, force=force, keys=registry.keys)
+                print(_told(made))
         except StoreError:
             raise
         except UserError as error:
@@ -139,11 +140,13 @@ def _told(entry: Entry) -> str:
 
 def _registry(config: Path, override: list[str] | None) -> Registry:
     from farm.registry import Registry
+    from farm.signing import open_keys
     from farm.store import open_store
 
     loaded = load_config(config, override or [])
     with naming(config):
-        return Registry(open_store(loaded.store, loaded.cluster.store_patience_seconds))
+        keys = open_keys(loaded.signing.private_key, loaded.signing.public_keys)
+        return Registry(open_store(loaded.store, loaded.cluster.store_patience_seconds), keys)
 
 
 def _known(config: Path, override: list[str] | None, concept: str) -> Registry:

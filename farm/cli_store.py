@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -138,11 +139,16 @@ def verify(config: Configs, override: Override = None, as_json: Json = False) ->
     something is not as it was put there."""
     from rich.filesize import decimal
 
+    from farm.signing import Keys, open_keys
     from farm.verify import verify as verify_store
 
     store, plans = _open(config, override)
+    public: list[bytes] = []
+    for path, plan in zip(config, plans, strict=True):
+        with naming(path):
+            public += open_keys(None, plan.config.signing.public_keys).public
     with resumable(), _progress("verify") as show:
-        found = verify_store(store, plans, show)
+        found = verify_store(store, plans, show, Keys(tuple(dict.fromkeys(public))))
     if as_json:
         print(json.dumps(vars(found), indent=1))
     else:
@@ -157,22 +163,31 @@ def verify(config: Configs, override: Override = None, as_json: Json = False) ->
 def sync(
     source: Annotated[str, typer.Argument(metavar="SRC", help="The store to read.", show_default=False)],
     target: Annotated[str, typer.Argument(metavar="DST", help="The store to bring up to it.", show_default=False)],
+    public_key: Annotated[
+        list[str] | None,
+        typer.Option("--public-key", help="Copy only what this key signed: a file, or what `farm keys show` prints."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Copy what one store has finished into another; the same command goes on after an interruption. Exits with 1 when
     something could not be copied."""
     from rich.filesize import decimal
 
+    from farm.signing import open_keys
     from farm.store import open_store
     from farm.sync import sync as sync_stores
 
+    try:
+        keys = open_keys(None, public_key or ())
+    except UserError as error:
+        raise UserError(re.sub(r"signing\.public_keys\.\d+", "--public-key", str(error))) from error
     read, written = open_store(source, PATIENCE_SECONDS), open_store(target, PATIENCE_SECONDS)
     if read.url == written.url:
         raise UserError(f"farm sync: {source} and {target} are one store; name two.")
     if not any(True for _ in read.list()):
         raise UserError(f"farm sync: there is nothing in {read.url}; check its address.")
     with resumable(), _alone(written), _progress("sync") as show:
-        copied = sync_stores(read, written, show)
+        copied = sync_stores(read, written, show, keys)
     if as_json:
         print(json.dumps(vars(copied), indent=1))
     else:

@@ -265,6 +265,24 @@ class ServeConfig(ServiceConfig):
     port: int = Field(default=8000, ge=1, le=65535)
 
 
+class SigningConfig(_Section):
+    """Signatures of what is published (docs/storage.md). `farm keys new` makes a key.
+
+    private_key: the file of the key that publishing signs with; only where adapters are published. public_keys: whose
+        signatures count: files, or keys as `farm keys show` prints them. Where there are any, an adapter, a base or a
+        record that none of them signed is neither served nor edited with, rolled back to or pushed to the hub.
+    """
+
+    private_key: str | None = None
+    public_keys: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _counts(self) -> SigningConfig:
+        if self.private_key is not None and not self.public_keys:
+            raise ValueError("public_keys is needed with private_key, or nobody would look at what it signs")
+        return self
+
+
 class FarmConfig(_Section):
     """A farm. store: folder or file:// address everything it makes lives in. seed: all others derive from it.
 
@@ -288,6 +306,7 @@ class FarmConfig(_Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     serve: ServeConfig = ServeConfig()
+    signing: SigningConfig = SigningConfig()
 
     def concept(self, concept_id: str) -> Concept:
         """The concept of that id; UserError when there is none."""

@@ -154,7 +154,8 @@ def _sentence(error: ValidationError) -> str:
         return f"{place}.kind: should be {kinds}, not {first['ctx']['tag']!r}."
     if first["type"] == "string_pattern_mismatch":
         return f"{place}: an id is lower-case words and digits joined by single hyphens, not {first['input']!r}."
-    given = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
+    secret = place.startswith("signing")  # a key in the wrong place
+    given = "" if secret or isinstance(first["input"], dict | list) else f", not {first['input']!r}"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
     return f"{place}: {message}{given}."
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from farm.artifacts import MANIFEST, Manifest, parse
+from farm.artifacts import DOCUMENT_BYTES, MANIFEST, Manifest, parse, read
 from farm.errors import IntegrityError, UserError
 from farm.graph import NO_ARTIFACTS, Graph, in_packs, in_runs, planned, published, read_graph
 from farm.leases import Leases
@@ -80,7 +80,7 @@ def find_garbage(store: Store, plans: Iterable[Plan], *, before: datetime) -> Ga
     begun = {path for path in bare - wanted if f"{path}/{TOMBSTONE}" in graph.keys[path]}
     for path in sorted(begun):
         key = f"{path}/{TOMBSTONE}"
-        left[path] = parse(Manifest, store.get(key), store=store, key=key, fix=f"delete the folder {path}")
+        left[path], _ = read(Manifest, store=store, key=key, fix=f"delete the folder {path}")
     unfinished = {path: graph.keys[path] for path in sorted(bare - wanted - begun)} | _checkpoints(store, plans)
     return Garbage(
         graph=graph,
@@ -98,7 +98,7 @@ def put_back(store: Store) -> None:
     keys = set(store.list())
     for tombstone in sorted(key for key in keys if key.endswith(f"/{TOMBSTONE}") and not key.startswith(NO_ARTIFACTS)):
         path = tombstone.rpartition("/")[0]
-        data = store.get(tombstone)
+        data = store.get(tombstone, DOCUMENT_BYTES)
         manifest = parse(Manifest, data, store=store, key=tombstone, fix=f"delete the folder {path}")
         if keys.issuperset(f"{path}/{name}" for name in manifest.files):
             store.put_if_absent(f"{path}/{MANIFEST}", data)
@@ -113,12 +113,12 @@ def collect(store: Store, garbage: Garbage, on_progress: Callable[[int, int], No
     """
     for path in garbage.artifacts:
         if path not in garbage.begun:
-            store.put(f"{path}/{TOMBSTONE}", store.get(f"{path}/{MANIFEST}"))
+            store.put(f"{path}/{TOMBSTONE}", store.get(f"{path}/{MANIFEST}", DOCUMENT_BYTES))
             store.delete(f"{path}/{MANIFEST}")
     wanted = garbage.graph.reach(_referenced(store, garbage.graph))
     rescued = [path for path in garbage.artifacts if path in wanted]
     for path in reversed(rescued):
-        store.put_if_absent(f"{path}/{MANIFEST}", store.get(f"{path}/{TOMBSTONE}"))
+        store.put_if_absent(f"{path}/{MANIFEST}", store.get(f"{path}/{TOMBSTONE}", DOCUMENT_BYTES))
         store.delete(f"{path}/{TOMBSTONE}")
     doomed = [path for path in garbage.artifacts if path not in rescued]
     for done, _ in enumerate(in_threads(lambda path: _delete(store, path, garbage.keys[path]), doomed), 1):

@@ -6,7 +6,6 @@ the photographs.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -14,15 +13,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
 
-from farm.artifacts import MANIFEST, Manifest, find
+from pydantic import TypeAdapter, ValidationError
+
+from farm.artifacts import DOCUMENT_BYTES, MANIFEST, Manifest, find
 from farm.errors import IntegrityError
 from farm.plan import Plan
 from farm.registry import Entry
 from farm.store import Store, where
 from farm.threads import in_threads
 
-NO_ARTIFACTS = ("queue/", "registry/", "runs/", "live/", "scratch/", "probe/")
+NO_ARTIFACTS = ("queue/", "registry/", "runs/", "live/", "scratch/", "glance/", "probe/")
 """Where the store keeps other things than artifacts."""
+_PATHS = TypeAdapter(list[str])
 _FOLDER = re.compile(r"((?:[^/]+/)+[0-9a-f]{32})/.+")
 
 
@@ -113,11 +115,10 @@ def in_runs(store: Store) -> set[str]:
 
     def read(key: str) -> list[str]:
         try:
-            paths: list[str] = json.loads(store.get(key))
-        except ValueError as error:
-            run = key.rpartition("/")[0]
-            raise IntegrityError(f"{where(store, key)} is damaged ({error}): delete the folder {run}.") from error
-        return paths
+            return _PATHS.validate_json(store.get(key, DOCUMENT_BYTES))
+        except ValidationError as error:
+            run, why = key.rpartition("/")[0], error.errors(include_input=False)[0]["msg"]
+            raise IntegrityError(f"{where(store, key)} is damaged ({why}): delete the folder {run}.") from error
 
     plans = [key for key in store.list("runs/") if key.endswith("/plan.json")]
     return {path for paths in in_threads(read, plans) for path in paths}

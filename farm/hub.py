@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from farm.artifacts import open_artifact
+from farm.artifacts import need_artifact
 from farm.errors import UserError
 from farm.registry import Entry
+from farm.signing import NOBODY, Keys
 from farm.store import Store
 
 REPO = re.compile(r"[\w.-]+/[\w.-]+")
@@ -23,7 +24,15 @@ class Pushed:
     size: int
 
 
-def push(store: Store, entry: Entry, repo: str, *, private: bool = False, revision: str | None = None) -> Pushed:
+def push(
+    store: Store,
+    entry: Entry,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    keys: Keys = NOBODY,
+) -> Pushed:
     """Commit the files of a published adapter to the model repository `repo`, `user/name`, made where it is not there.
 
     Every file is read and checked against the manifest first. The manifest itself stays here: it holds paths of this
@@ -31,13 +40,14 @@ def push(store: Store, entry: Entry, repo: str, *, private: bool = False, revisi
     what `hf auth login` left; HF_ENDPOINT names another hub.
 
     private: of a repository that is made now. revision: the branch, made where it is not there; `main` when None.
+    keys: whose signatures count (`farm.signing`).
 
     Raises:
         UserError: a file is damaged, the repository's name is none, there is no token, or the hub refuses or is away.
     """
     if not REPO.fullmatch(repo):
         raise UserError(f"--repo: {repo!r} is no repository's name; give it as user/name.")
-    artifact = open_artifact(store, entry.adapter)
+    artifact = need_artifact(store, entry.adapter, keys)
     files = {name: artifact.read(name) for name in sorted(artifact.manifest.files)}
 
     from huggingface_hub import CommitOperationAdd, HfApi, get_token

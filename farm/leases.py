@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from farm.artifacts import dump, parse
+from farm.artifacts import dump, read
 from farm.store import NotFoundError, Store
 
 
@@ -137,8 +137,7 @@ class Leases:
     def _read(self, key: str) -> tuple[_Seen, str]:
         """The lease and its etag. NotFoundError when there is none."""
         asked_at, path = self.monotonic(), self.path(key)
-        data, etag = self.store.get_with_etag(path)
-        hold = parse(Hold, data, store=self.store, key=path, fix="delete it")
+        hold, etag = read(Hold, store=self.store, key=path, fix="delete it")
         known = self._seen.get(key)
         # A slow answer is no watching: what counts runs from the end of the first read to the start of the last.
         since = known.since if known and known.hold == hold else self.monotonic()

@@ -18,15 +18,18 @@ from farm.errors import StoreError, UserError
 from farm.objects import (
     NotFoundError,
     StoreUnreachableError,
+    TooLargeError,
     check_key,
     check_range,
     check_seconds,
+    is_key,
     whole_file,
 )
 
 _LEFTOVER_SECONDS = 24 * 3600.0  # no writer takes a day to prepare one object: what is older was left by a killed one
 _MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _PIECE_BYTES = 1 << 20  # of a file that is copied
+_TICK_SECONDS = 2.0  # within which a file system's clock may stand still, and another file get the same number and time
 _LOOKS = 2  # for what is missing: the store may have come back between the first look and the proof that it is there
 # ENOENT: a missing object is looked for above; anything else that is missing was the store's.
 _AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.ENOENT}
@@ -76,17 +79,23 @@ class LocalStore:
     def url(self) -> str:
         return self.root.as_uri()
 
+    @property
+    def at_once(self) -> int:
+        return 1
+
     def path(self, key: str) -> Path:
         """Where the object lies, for tools that need a file. Only to read: writes go through the store."""
         check_key(key)
         return self.root / key
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, at_most: int | None = None) -> bytes:
         with self._open(key) as file, self._answering():
+            if at_most is not None and os.fstat(file.fileno()).st_size > at_most:
+                raise TooLargeError.of(key, self.url, at_most)
             return file.read()
 
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        data = self.get(key)
+    def get_with_etag(self, key: str, at_most: int | None = None) -> tuple[bytes, str]:
+        data = self.get(key, at_most)
         return data, hashlib.sha256(data).hexdigest()
 
     def exists(self, key: str) -> bool:
@@ -127,6 +136,23 @@ class LocalStore:
         return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
+        return iter(self._below(prefix))
+
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        marks = {key: self._mark(key) for key in self._below(prefix)}
+        return {key: mark for key, mark in marks.items() if mark}
+
+    def _mark(self, key: str) -> str | None:
+        with self._answering():
+            for _ in range(_LOOKS):
+                with suppress(*_MISSING):
+                    found = (self.root / key).stat()
+                    old = time.time() - found.st_mtime > _TICK_SECONDS
+                    return f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}" if old else uuid.uuid4().hex
+                self._check()
+        return None  # deleted since it was listed
+
+    def _below(self, prefix: str) -> tuple[str, ...]:
         if prefix:
             check_key(prefix.removesuffix("/"))
         with self._answering():
@@ -135,15 +161,7 @@ class LocalStore:
                 if keys and not gaps:
                     break
                 self._check()
-        return iter(sorted(key for key in keys if key.startswith(prefix)))
-
-    def stamps(self, prefix: str = "") -> dict[str, str]:
-        found = {}
-        for key in self.list(prefix):
-            with self._answering(), suppress(*_MISSING):  # deleted since
-                status = self.path(key).stat()
-                found[key] = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"  # every put makes a new file
-        return found
+        return tuple(sorted(key for key in keys if key.startswith(prefix) and is_key(key)))
 
     def delete(self, key: str) -> None:
         path = self.path(key)

@@ -10,9 +10,10 @@ laptop and a bucket under a cluster behave alike:
 - what was put survives the death of the process and of the machine;
 - a store that is out of reach says so, and never looks like an empty one.
 
-Keys are segments joined by `/`. A segment is neither empty nor hidden (a leading dot), at most 255 bytes of
-UTF-8, and free of backslashes and control characters; anything else is a ValueError. A key is never a folder
-of another key.
+Keys are segments joined by `/`, at most 1024 characters in all. A segment has 1 to 255 letters, digits and `-_.=+,@`
+of ASCII and does not begin with a dot; anything else is a ValueError. Everything a farm names is such: ids, digests and
+fixed names, and what Ray calls its checkpoints. So no key means something else to a shell, an address or a file system,
+and no two look alike. A key is never a folder of another key. What a listing finds under other names is not listed.
 """
 
 import os
@@ -28,7 +29,8 @@ from farm.errors import IntegrityError
 LONGEST_SECONDS = 7 * 24 * 3600
 """How long a presigned address can be good for: a week."""
 
-_SEGMENT = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*")
+LONGEST_KEY = 1024
+_SEGMENT = re.compile(r"[A-Za-z0-9_=+,@-][A-Za-z0-9_.=+,@-]{0,254}")
 
 
 class NotFoundError(KeyError):
@@ -65,7 +67,35 @@ class DamagedError(IntegrityError):
         return cls(f"The object {key} of the store {url} is damaged, its sha256 is another: delete it and run again.")
 
 
-class Store(Protocol):
+class TooLargeError(IntegrityError):
+    """An object is larger than what is kept under such a key can be, and was not read."""
+
+    @classmethod
+    def of(cls, key: str, url: str, at_most: int) -> "TooLargeError":
+        return cls(
+            f"The object {key} of the store {url} has more than the {at_most:,} bytes that it can have: delete it and "
+            "run again."
+        )
+
+
+class Reader(Protocol):
+    """What is enough to look at a store: a store itself, or what one look at it found (`farm.glance`)."""
+
+    @property
+    def url(self) -> str:
+        """The address that `open_store` opens again, here or on a worker."""
+
+    def get(self, key: str, at_most: int | None = None) -> bytes:
+        """The object's bytes; NotFoundError when there is none.
+
+        at_most: TooLargeError when it has more bytes, which are then not read.
+        """
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """The keys that begin with the prefix, sorted. As in S3, `a/b` matches `a/bc` and `a/b/` does not."""
+
+
+class Store(Reader, Protocol):
     """What every store does; the module's docstring says what it promises.
 
     Every method may raise StoreUnreachableError, and StoreError when the store is full or may not be used.
@@ -75,14 +105,11 @@ class Store(Protocol):
         """Two handles of one place are equal and hash alike: a store can be the key of a cache."""
 
     @property
-    def url(self) -> str:
-        """The address that `open_store` opens again, here or on a worker."""
+    def at_once(self) -> int:
+        """How many calls are worth making side by side: one where a call is no trip over a network."""
 
-    def get(self, key: str) -> bytes:
-        """The object's bytes; NotFoundError when there is none."""
-
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        """The bytes and the etag that `replace_if_match` wants; NotFoundError when there is none."""
+    def get_with_etag(self, key: str, at_most: int | None = None) -> tuple[bytes, str]:
+        """The bytes, as `get`, and the etag that `replace_if_match` wants."""
 
     def exists(self, key: str) -> bool:
         """Whether there is an object under the key."""
@@ -96,13 +123,10 @@ class Store(Protocol):
     def replace_if_match(self, key: str, data: bytes, etag: str) -> bool:
         """Compare and swap: write only over the object with this etag; False when it changed or is gone."""
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """The keys that begin with the prefix, sorted. As in S3, `a/b` matches `a/bc` and `a/b/` does not."""
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        """What `list` lists, in the same calls, and a mark of each object: another one once it holds other bytes.
 
-    def stamps(self, prefix: str = "") -> dict[str, str]:
-        """What `list` lists, each with a word that is another one after every change: for watching many objects.
-
-        The words are no etags that `replace_if_match` takes.
+        It is no etag for `replace_if_match`; and an object that gets back the bytes it had may get back its mark.
         """
 
     def delete(self, key: str) -> None:
@@ -129,7 +153,7 @@ class Store(Protocol):
         """
 
 
-def where(store: Store, key: str) -> str:
+def where(store: Reader, key: str) -> str:
     """An object's or a folder's address, for people."""
     address, mark, options = store.url.partition("?")
     return f"{address}/{key}{mark}{options}"
@@ -137,9 +161,20 @@ def where(store: Store, key: str) -> str:
 
 def check_key(key: str) -> None:
     """ValueError unless the key follows the rules in the module's docstring."""
+    if len(key) > LONGEST_KEY:
+        raise ValueError(f"{key[:40]!a}… is not a key: it has more than {LONGEST_KEY} characters")
     for segment in key.split("/"):
-        if not _SEGMENT.fullmatch(segment) or len(segment.encode()) > 255:
-            raise ValueError(f"{key!r} is not a key: {segment!r} is empty, hidden, too long or not plain")
+        if not _SEGMENT.fullmatch(segment):
+            raise ValueError(f"{key!a} is not a key: {segment!a} is empty, hidden, too long or not plain")
+
+
+def is_key(key: str) -> bool:
+    """Whether the key follows the rules in the module's docstring."""
+    try:
+        check_key(key)
+    except ValueError:
+        return False
+    return True
 
 
 def check_range(start: int, length: int) -> None:

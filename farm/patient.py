@@ -63,11 +63,15 @@ class PatientStore:
     def url(self) -> str:
         return self.store.url
 
-    def get(self, key: str) -> bytes:
-        return self._patiently(lambda: self.store.get(key))
+    @property
+    def at_once(self) -> int:
+        return self.store.at_once
 
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
-        return self._patiently(lambda: self.store.get_with_etag(key))
+    def get(self, key: str, at_most: int | None = None) -> bytes:
+        return self._patiently(lambda: self.store.get(key, at_most))
+
+    def get_with_etag(self, key: str, at_most: int | None = None) -> tuple[bytes, str]:
+        return self._patiently(lambda: self.store.get_with_etag(key, at_most))
 
     def exists(self, key: str) -> bool:
         return self._patiently(lambda: self.store.exists(key))
@@ -90,8 +94,8 @@ class PatientStore:
     def list(self, prefix: str = "") -> Iterator[str]:
         return iter(self._patiently(lambda: [*self.store.list(prefix)]))
 
-    def stamps(self, prefix: str = "") -> dict[str, str]:
-        return self._patiently(lambda: self.store.stamps(prefix))
+    def marks(self, prefix: str = "") -> dict[str, str]:
+        return self._patiently(lambda: self.store.marks(prefix))
 
     def delete(self, key: str) -> None:
         self._patiently(lambda: self.store.delete(key))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from farm.artifacts import Manifest, find
+from farm.artifacts import Manifest, find, verify
 from farm.errors import UserError
 from farm.gate import judgement
 from farm.plan import Plan
 from farm.registry import Entry, Registry
+from farm.signing import NOBODY, Keys
 from farm.standing import quarantined
 from farm.store import Store
 
@@ -25,13 +26,13 @@ def due(record: Entry | None, digest: str) -> bool:
     return record is None or not ((record.published and record.digest == digest) or digest in record.withdrawn)
 
 
-def publish_by_hand(store: Store, plan: Plan, concept_id: str, *, force: bool = False) -> Entry:
+def publish_by_hand(store: Store, plan: Plan, concept_id: str, *, force: bool = False, keys: Keys = NOBODY) -> Entry:
     """Publish the concept's adapter, also one that people took out of service.
 
-    force: also one that is not good enough, which the release then says.
+    force: also one that is not good enough, which the release then says. keys: see `Registry`.
 
     Raises:
-        UserError: there is no such adapter, it is damaged, or not good enough.
+        UserError: there is no such adapter, it is damaged, of which every byte is read, or not good enough.
     """
     spec = plan.adapter(concept_id)
     adapter, quarantine = find(store, spec.path), quarantined(store, plan, concept_id)
@@ -41,7 +42,9 @@ def publish_by_hand(store: Store, plan: Plan, concept_id: str, *, force: bool = 
     why_not = f"quarantined: {quarantine}" if quarantine else unfit(plan, adapter)
     if why_not and not force:
         raise UserError(f"{concept_id} is not published: {why_not}; --force publishes it all the same.")
+    for problem in verify(store, spec.path):
+        raise UserError(f"{concept_id} is not published: {problem}")
     metrics, base = adapter.summary["metrics"], plan.base.digest
-    return Registry(store).publish(
-        concept_id, adapter=spec.path, digest=spec.digest, base=base, metrics=metrics, forced=why_not
+    return Registry(store, keys).publish(
+        concept_id, adapter=spec.path, digest=spec.digest, base=base, metrics=metrics, forced=why_not, manifest=adapter
     )

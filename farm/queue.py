@@ -18,9 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from farm.artifacts import dump, parse
+from farm.artifacts import dump, read
 from farm.leases import Hold, LeaseLostError, Leases, owner_name
 from farm.store import NotFoundError, Store
+from farm.threads import in_threads
 
 __all__ = ["Item", "Lease", "LeaseLostError", "Queue", "owner_name"]
 
@@ -139,8 +140,10 @@ class Queue:
 
         One look cannot tell who is silent: with clocks that differ, the list is wrong by as much.
         """
-        found = [(item, self._leases.look(item.key)) for item in self._items("pending")]
-        return [Lease(item, hold) for item, hold in found if hold]
+        held = set(self._keys("leases"))
+        items = self._items("pending", held) if held else []
+        holds = in_threads(lambda item: self._leases.look(item.key), items, self.store.at_once)
+        return [Lease(item, hold) for item, hold in zip(items, holds, strict=True) if hold]
 
     def failed(self) -> list[Item]:
         """The items that failed for good, each with its last error."""
@@ -204,18 +207,19 @@ class Queue:
         self._known[key] = (self.monotonic(), item)
         return item
 
-    def _items(self, state: str) -> list[Item]:
-        items = []
-        for key in self._keys(state):
+    def _items(self, state: str, among: Container[str] | None = None) -> list[Item]:
+        def read(key: str) -> Item | None:
             try:
-                items.append(self._item(state, key))
+                return self._item(state, key)
             except NotFoundError:  # it has moved on since it was listed
-                continue
-        return items
+                return None
+
+        keys = [key for key in self._keys(state) if among is None or key in among]
+        return [item for item in in_threads(read, keys, self.store.at_once) if item]
 
     def _item(self, state: str, key: str) -> Item:
         path = self._path(state, key)
-        return parse(Item, self.store.get(path), store=self.store, key=path, fix="delete it")
+        return read(Item, store=self.store, key=path, fix="delete it")[0]
 
     def _keys(self, state: str) -> list[str]:
         folder = self._folder(state)

@@ -7,85 +7,21 @@ publication of an older adapter, and what is unpublished keeps its history and i
 
 import getpass
 import os
-import re
 import socket
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
-from farm.artifacts import MANIFEST, dump, find, parse, verify
+from farm.artifacts import DOCUMENT_BYTES, MANIFEST, Manifest, dump, find, parse, verify
 from farm.errors import IntegrityError, UserError
-from farm.store import NotFoundError, Store, where
+from farm.releases import SLUG, Entry, Release
+from farm.signing import NOBODY, Keys
+from farm.store import NotFoundError, Reader, Store, where
 from farm.threads import in_threads
 
-_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-
-
-class Release(BaseModel):
-    """One change: the adapter's artifact path and digest, its base's digest, its metrics.
-
-    An `unpublished` release names the adapter that was taken out of service. restores: the version whose adapter a
-    rollback published again. forced: the judgement that a publication passed over, None where there was none. id: of
-    the publication, drawn at random, so that a publisher whose answer was lost finds its own release; empty in
-    releases of old.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: int
-    action: Literal["published", "rolled-back", "unpublished"] = "published"
-    adapter: str
-    digest: str
-    base: str
-    metrics: dict[str, Any]
-    restores: int | None = None
-    forced: str | None = None
-    published_at: str
-    published_by: str
-    id: str = ""
-
-
-class Entry(Release):
-    """A concept's record: its latest release, and the earlier ones, oldest first."""
-
-    concept: str
-    history: list[Release]
-
-    @property
-    def published(self) -> bool:
-        """Whether the concept is published, and this its current release."""
-        return self.action != "unpublished"
-
-    @property
-    def releases(self) -> list[Release]:
-        """All of them, oldest first."""
-        return [*self.history, Release.model_validate(self.model_dump(exclude={"concept", "history"}))]
-
-    @property
-    def withdrawn(self) -> set[str]:
-        """Digests of the adapters that people took out of service, by rollback or not, since one was last published.
-
-        A run does not publish these by itself: `farm publish` does.
-        """
-        taken = set()
-        releases = self.releases
-        for before, release in zip(releases[-2::-1], releases[:0:-1], strict=True):
-            if release.action == "published":
-                break
-            taken.add(before.digest)
-        return taken - ({self.digest} if self.published else set())
-
-    def as_of(self, release_id: str) -> "Entry | None":
-        """The record when this release was made; None when it has none of that id."""
-        releases = self.releases
-        for place, release in enumerate(releases):
-            if release.id == release_id:
-                return Entry(**release.model_dump(), concept=self.concept, history=releases[:place])
-        return None
+__all__ = ["Entry", "Registry", "Release"]
 
 
 @dataclass(frozen=True)
@@ -94,9 +30,13 @@ class Registry:
 
     What changes a record takes an `id`: whoever repeats a call whose answer was lost gives the same one again, and
     gets the release that the first call made, if it made one.
+
+    keys: with public ones, a record that none of them signed is an IntegrityError wherever it is read, and what is
+    published is signed, or else a UserError (see `farm.signing`).
     """
 
     store: Store
+    keys: Keys = NOBODY
 
     def get(self, concept: str) -> Entry | None:
         """What is published for the concept, None when nothing is."""
@@ -105,8 +45,7 @@ class Registry:
 
     def record(self, concept: str) -> Entry | None:
         """All that ever happened to the concept, also when it is not published now; None when nothing ever did."""
-        found = self._read(concept)
-        return found[0] if found else None
+        return read_record(self.store, concept, self.keys)
 
     def etag(self, concept: str) -> str | None:
         """Changes exactly when the concept's record does; None when there is none."""
@@ -119,19 +58,17 @@ class Registry:
 
     def records(self) -> dict[str, Entry]:
         """Every concept that ever was published, sorted."""
-        concepts = self.concepts()
-        found = zip(concepts, in_threads(self.record, concepts), strict=True)
-        return {concept: record for concept, record in found if record}
+        return read_records(self.store, self.keys, self.store.at_once)
 
     def concepts(self) -> tuple[str, ...]:
         """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
-        return tuple(sorted(self.stamps()))
+        return recorded(self.store)
 
-    def stamps(self) -> dict[str, str]:
-        """What `concepts` lists, each with a word that is another one after every change of its record."""
-        found = self.store.stamps("registry/")
-        named = ((key.removeprefix("registry/").removesuffix(".json"), stamp) for key, stamp in found.items())
-        return {name: stamp for name, stamp in named if _SLUG.fullmatch(name)}
+    def marks(self) -> dict[str, str]:
+        """What `concepts` lists, each with a mark that changes when its record does."""
+        found = self.store.marks("registry/")
+        named = ((key.removeprefix("registry/").removesuffix(".json"), mark) for key, mark in found.items())
+        return {name: mark for name, mark in named if SLUG.fullmatch(name)}
 
     def publish(
         self,
@@ -143,8 +80,11 @@ class Registry:
         metrics: Mapping[str, Any],
         forced: str | None = None,
         id: str | None = None,
+        manifest: Manifest | None = None,
     ) -> Entry:
         """Make the adapter the concept's current one, with the next version; return the record.
+
+        manifest: the adapter's, where the caller has just read or written it.
 
         Publishing the digest that is current already changes nothing. Losing a race means trying again on top
         of the winner's record.
@@ -156,9 +96,10 @@ class Registry:
         def decide(record: Entry | None) -> dict[str, Any] | None:
             if record and record.published and record.digest == digest:
                 return None
-            for path in (adapter, f"bases/{base}"):
-                if problem := _incomplete(self.store, path):
+            for path, known in ((adapter, manifest), (f"bases/{base}", None)):
+                if problem := _incomplete(self.store, path, known):
                     raise UserError(f"{concept} is not published: {problem}")
+                self._sign(path)
             chosen = {"adapter": adapter, "digest": digest, "base": base, "metrics": dict(metrics)}
             return {**chosen, "action": "published", "forced": forced}
 
@@ -185,8 +126,9 @@ class Registry:
             if record.published and record.digest == target.digest:
                 return None
             for path in (target.adapter, f"bases/{target.base}"):
-                for problem in verify(self.store, path):
+                for problem in verify(self.store, path, self.keys):
                     raise UserError(f"{concept} is not rolled back to version {target.version}: {problem}")
+                self._sign(path)
             chosen = target.model_dump(include={"adapter", "digest", "base", "metrics", "forced"})
             return {**chosen, "action": "rolled-back", "restores": target.version}
 
@@ -230,6 +172,7 @@ class Registry:
 
     def _change(self, concept: str, id: str | None, decide: Callable[[Entry | None], dict[str, Any] | None]) -> Entry:
         """Append the release that `decide` makes of the record, until nobody is faster; None means: leave it."""
+        self.keys.need_private()
         id = id or uuid.uuid4().hex
         while True:
             found = self._read(concept)
@@ -249,6 +192,7 @@ class Registry:
                 history=record.releases if record else [],
                 **release,
             )
+            entry = self._sealed(entry)
             if found:
                 won = self.store.replace_if_match(_path(concept), dump(entry), found[1])
             else:
@@ -256,31 +200,101 @@ class Registry:
             if won:
                 return entry
 
+    def sign(self, concept: str) -> bool:
+        """Sign the concept's record and every adapter and base that it names and that is there; whether the record was
+        not signed with this key before.
+
+        For what was published before signatures were in use, or with another key. It counts as signed from now on as it
+        is: verify the store first.
+
+        Raises:
+            IntegrityError: something was changed after it was signed.
+            UserError: there is no private key.
+        """
+        self.keys.need_private()
+        trusting = Registry(self.store)
+        while found := trusting._read(concept):
+            record, etag = found
+            if record.signature:
+                self.keys.check_record(self.store, _path(concept), record.signed, record.signature, record.version)
+            for path in sorted({p for r in record.releases for p in (r.adapter, f"bases/{r.base}")}):
+                if find(self.store, path):
+                    self._sign(path)
+            sealed = self._sealed(record)
+            if sealed == record:
+                return False
+            if self.store.replace_if_match(_path(concept), dump(sealed), etag):
+                return True
+        return False
+
+    def parse(self, concept: str, data: bytes) -> Entry:
+        """The concept's record as the store holds it. IntegrityError when it is damaged, another's, or not signed."""
+        return _parsed(self.store, concept, data, self.keys)
+
+    def _sealed(self, record: Entry) -> Entry:
+        return record.model_copy(update={"signature": self.keys.signature(_path(record.concept), record.signed)})
+
+    def _sign(self, path: str) -> None:
+        if self.keys.private:
+            key = f"{path}/{MANIFEST}"
+            self.keys.sign(self.store, key, self.store.get(key, DOCUMENT_BYTES))
+
     def _read(self, concept: str) -> tuple[Entry, str] | None:
-        key = _path(concept)
         try:
-            data, etag = self.store.get_with_etag(key)
+            data, etag = self.store.get_with_etag(_path(concept), DOCUMENT_BYTES)
         except NotFoundError:
             return None
-        return parse(Entry, data, store=self.store, key=key, fix="restore it, or delete it to publish anew,"), etag
+        return self.parse(concept, data), etag
 
 
-def _incomplete(store: Store, path: str) -> str | None:
-    """Why the artifact cannot be used, as far as its manifest and a listing tell."""
+def read_record(store: Reader, concept: str, keys: Keys = NOBODY) -> Entry | None:
+    """A concept's record; None when there is none. IntegrityError when it is damaged, another's, or not signed."""
     try:
-        manifest = find(store, path)
+        data = store.get(_path(concept), DOCUMENT_BYTES)
+    except NotFoundError:
+        return None
+    return _parsed(store, concept, data, keys)
+
+
+def recorded(store: Reader) -> tuple[str, ...]:
+    """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
+    names = (key.removeprefix("registry/").removesuffix(".json") for key in store.list("registry/"))
+    return tuple(name for name in names if SLUG.fullmatch(name))
+
+
+def read_records(store: Reader, keys: Keys = NOBODY, at_once: int = 1) -> dict[str, Entry]:
+    """All records, sorted by concept; so many are read side by side."""
+    concepts = recorded(store)
+    found = zip(concepts, in_threads(lambda concept: read_record(store, concept, keys), concepts, at_once), strict=True)
+    return {concept: record for concept, record in found if record}
+
+
+def _parsed(store: Reader, concept: str, data: bytes, keys: Keys) -> Entry:
+    key = _path(concept)
+    record = parse(Entry, data, store=store, key=key, fix="restore it, or delete it to publish anew,")
+    if record.concept != concept:
+        raise IntegrityError(f"{where(store, key)} is the record of {record.concept}: restore its own.")
+    keys.check_record(store, key, record.signed, record.signature, record.version)
+    return record
+
+
+def _incomplete(store: Store, path: str, manifest: Manifest | None) -> str | None:
+    """Why the artifact cannot be used, as far as its manifest, unless it is given, and a listing tell."""
+    there = set(store.list(f"{path}/"))
+    try:
+        manifest = manifest or find(store, path)
     except IntegrityError as error:
         return str(error)
-    if manifest is None:
+    if manifest is None or f"{path}/{MANIFEST}" not in there:
         return f"{store.url} holds no artifact {path}; run `farm run` to make it."
-    missing = {f"{path}/{name}" for name in manifest.files}.difference(store.list(f"{path}/"))
+    missing = {f"{path}/{name}" for name in manifest.files} - there
     if missing:
         return f"{where(store, min(missing))} is missing: delete the folder {path} and run again."
     return None
 
 
 def _path(concept: str) -> str:
-    if not _SLUG.fullmatch(concept):
+    if not SLUG.fullmatch(concept):
         raise ValueError(f"{concept!r} is not a concept's id: use lower-case words joined by single hyphens")
     return f"registry/{concept}.json"
 

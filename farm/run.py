@@ -9,25 +9,30 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from farm.artifacts import find
 from farm.config import FarmConfig
 from farm.errors import UserError
+from farm.glance import Documents, kept_at
 from farm.plan import make_plan
 from farm.progress import Screen
 from farm.publishing import due, unfit
 from farm.queue import Queue
 from farm.registry import Registry
-from farm.standing import quarantined, usable
+from farm.signing import open_keys
+from farm.standing import Seen, look, quarantined, usable
 from farm.stop import Stop, StoppedError
 from farm.store import open_store, where
-from farm.todo import make_todo
+from farm.todo import Todo, make_todo
 from farm.turn import turn
 
 if TYPE_CHECKING:
     from farm.stages.teach import Goal
 
+KEEP_AGAIN = 50
+"""Documents that a run with nothing to do reads before it keeps them for the next."""
 STAGES = ("concepts", "base", "ranks", "adapters")
 """A run's stages in order: source images and edits; the base; the rank search; adapters, judged and published."""
 
@@ -76,23 +81,33 @@ class Run:
         self.stop = stop or Stop()
         self.store = open_store(config.store, config.cluster.store_patience_seconds)
         self.plan = make_plan(config)
+        self.keys = open_keys(config.signing.private_key, config.signing.public_keys)
         self.outcome = Outcome(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}")
         self._events: list[dict[str, Any]] = []
         self._ray = ExitStack()
         self._connected = False
 
+    @cached_property
+    def _documents(self) -> Documents:
+        return Documents(self.store, kept_at(self.config.name))
+
     def execute(self, stages: Sequence[str], *, dry_run: bool) -> Outcome:
-        todo = make_todo(self.store, self.plan)
+        seen = look(self._documents, self.plan)
+        todo = make_todo(self.store, self.plan, seen)
         if dry_run:
             for line in todo.lines(stages) or ["nothing to do: it is all in the store"]:
                 self.screen.say(line)
             return self.outcome
         if not todo:
             self.screen.say("everything is in the store already: nothing to do")
-            self._quarantined()
+            self._quarantined(seen)
             self.outcome.report = self._latest_report() or self._report()
-            self._unpublished()
+            self._unpublished(seen)
+            if self._documents.news > KEEP_AGAIN:
+                self._documents.keep()
             return self.outcome
+        if "adapters" in stages:
+            self.keys.need_private()  # better known now than when the first adapter is to be published
         self._event("run", "started", farm=self.config.name, stages=list(stages))
         try:
             with self._ray:
@@ -104,8 +119,10 @@ class Run:
             for concept_id, reason in sorted(self.outcome.failures.items()):
                 self.screen.say(f"failed: {concept_id}: {reason}")
             raise
-        self._quarantined()
-        self._unpublished()
+        seen = look(self._documents, self.plan)
+        self._quarantined(seen)
+        self._unpublished(seen)
+        self._documents.keep()
         self.outcome.report = self._report()
         self._event("run", "finished", failures=self.outcome.failures)
         return self.outcome
@@ -135,14 +152,17 @@ class Run:
     def compare(self, concept_ids: Sequence[str]) -> None:
         """Have the candidates of these concepts edit the same few photos, and choose each one's teacher."""
         self._select()
-        todo = [c for c in concept_ids if c in make_todo(self.store, self.plan).comparisons]
-        if todo:
+        todo = self._todo().comparisons
+        if chosen := [concept_id for concept_id in concept_ids if concept_id in todo]:
             with self._ray:
-                self._edit("comparison", todo)
+                self._edit("comparison", chosen)
+
+    def _todo(self) -> Todo:
+        return make_todo(self.store, self.plan, look(self._documents, self.plan))
 
     def _concepts(self) -> None:
         self._select()
-        todo = make_todo(self.store, self.plan)
+        todo = self._todo()
         if wanted := {*todo.comparisons, *todo.edits}:
             self._edit("quality", [concept.id for concept in self.config.catalogue if concept.id in wanted])
 
@@ -210,7 +230,7 @@ class Run:
 
         self._need("the base", self.plan.base.path, "jobs/pretrain_base.py")
         self._need("the rank search", self.plan.ranks.path, "jobs/search_ranks.py")
-        todo = make_todo(self.store, self.plan)
+        todo = self._todo()
         ready = [c for c in todo.adapters if c not in todo.edits]
         queue = Queue(self.store, "adapters")
         committed = {self.plan.adapter_key(c.id) for c in self.config.catalogue if c.id not in todo.adapters}
@@ -223,7 +243,7 @@ class Run:
         def done(concept_id: str) -> None:
             if not due(Registry(self.store).record(concept_id), self.plan.adapter(concept_id).digest):
                 return
-            if entry := publish(self.store, self.plan, concept_id):
+            if entry := publish(self.store, self.plan, concept_id, self.keys):
                 self._event("publish", "done", concept=concept_id, version=entry.version)
 
         if ready:
@@ -282,18 +302,17 @@ class Run:
     def _why(self, concept_id: str) -> str | None:
         return quarantined(self.store, self.plan, concept_id)
 
-    def _quarantined(self) -> None:
+    def _quarantined(self, seen: Seen) -> None:
         """Note the concepts whose edits are not worth learning from."""
         for concept in self.config.catalogue:
-            if reason := self._why(concept.id):
+            if reason := quarantined(seen.store, self.plan, concept.id):
                 self.outcome.failures[concept.id] = f"quarantined: {reason}"
 
-    def _unpublished(self) -> None:
+    def _unpublished(self, seen: Seen) -> None:
         """Note the adapters that exist but were not good enough to publish, or were taken out of service by hand."""
-        records = Registry(self.store).records()
         for concept in self.config.catalogue:
-            manifest = find(self.store, self.plan.adapter(concept.id).path)
-            record = records.get(concept.id)
+            manifest = find(seen.store, self.plan.adapter(concept.id).path)
+            record = seen.records.get(concept.id)
             if manifest is None or (record and record.published and record.digest == manifest.digest):
                 continue
             if reason := unfit(self.plan, manifest):

@@ -29,17 +29,20 @@ from farm.objects import (
     DamagedError,
     NotFoundError,
     StoreUnreachableError,
+    TooLargeError,
     check_key,
     check_range,
     check_seconds,
+    is_key,
     whole_file,
 )
-from farm.s3_client import NO_ANSWER, client_of, code_of, forget_client, meaning, retrying, spoken
+from farm.s3_client import CONNECTIONS, NO_ANSWER, client_of, code_of, forget_client, meaning, retrying, spoken
 
 _PIECE_BYTES = 1 << 20  # of an object that is read
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _REGION = re.compile(r"[a-z0-9-]+")
-_LONGEST_KEY = 1024  # in bytes, prefix included: S3's own limit
+_PREFIX = re.compile(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*(/[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*)*")
+_LONGEST_NAME = 1024  # in bytes, prefix included: S3's own limit
 _LOST = {"PreconditionFailed", "NoSuchKey"}  # a conditional write's: Amazon says NoSuchKey for If-Match on nothing
 _SHAPE = "write s3://bucket/prefix?endpoint_url=http://host:port&region=name, where only the bucket is needed."
 
@@ -91,7 +94,7 @@ class S3Store:
         endpoint, region = options.get("endpoint_url"), options.get("region")
         valid = {
             "bucket": _BUCKET.fullmatch(address.netloc),
-            "prefix": not prefix or _is_key(prefix),
+            "prefix": not prefix or _PREFIX.fullmatch(prefix),
             "endpoint_url": endpoint is None or _is_endpoint(endpoint),
             "region": region is None or _REGION.fullmatch(region),
             "end": not address.fragment,
@@ -107,17 +110,22 @@ class S3Store:
         query = urlencode({name: value for name, value in options.items() if value}, safe="/:")
         return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
 
+    @property
+    def at_once(self) -> int:
+        return CONNECTIONS
+
     def check(self) -> None:
-        """StoreError when the bucket is not there, or may not be listed."""
+        """StoreError when the bucket is not there, or may not be listed. A server that is silent is not waited for."""
         with self._answering():
-            self._listed(self._client.list_objects_v2(Bucket=self.bucket, Prefix=self._below, MaxKeys=1))
+            client = client_of(self.endpoint_url, self.region, hasty=True)
+            self._listed(client.list_objects_v2(Bucket=self.bucket, Prefix=self._below, MaxKeys=1))
 
-    def get(self, key: str) -> bytes:
-        return self.get_with_etag(key)[0]
+    def get(self, key: str, at_most: int | None = None) -> bytes:
+        return self.get_with_etag(key, at_most)[0]
 
-    def get_with_etag(self, key: str) -> tuple[bytes, str]:
+    def get_with_etag(self, key: str, at_most: int | None = None) -> tuple[bytes, str]:
         data = io.BytesIO()
-        etag = self._read(key, data)
+        etag = self._read(key, data, at_most)
         return data.getvalue(), etag
 
     def exists(self, key: str) -> bool:
@@ -137,20 +145,21 @@ class S3Store:
         return self._write(key, data, IfMatch=etag or "-")  # an empty header is not sent
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        return iter(sorted(self.stamps(prefix)))
+        return iter(self.marks(prefix))
 
-    def stamps(self, prefix: str = "") -> dict[str, str]:
+    def marks(self, prefix: str = "") -> dict[str, str]:
         if prefix:
             check_key(prefix.removesuffix("/"))
         with self._answering():
             pages = self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket, Prefix=self._below + prefix
             )
-            return {key: etag for page in pages for key, etag in self._listed(page)}
+            found = [listed for page in pages for listed in self._listed(page)]
+        return dict(sorted(found))
 
     def delete(self, key: str) -> None:
         name = self._name(key)
-        with self._answering():
+        with self._answering(key):
             self._client.delete_object(Bucket=self.bucket, Key=name)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -190,7 +199,7 @@ class S3Store:
                     Config=TransferConfig(preferred_transfer_client="classic"),
                 )
 
-        with self._answering():
+        with self._answering(key):
             retrying()(write)
 
     def presigned_url(self, key: str, seconds: int) -> str:
@@ -210,22 +219,22 @@ class S3Store:
     def _name(self, key: str) -> str:
         check_key(key)
         name = self._below + key
-        if len(name.encode()) > _LONGEST_KEY:
-            raise ValueError(f"{key!r} is not a key in S3: with its prefix it is longer than {_LONGEST_KEY} bytes")
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"{key!r} is not a key in S3: with its prefix it is longer than {_LONGEST_NAME} bytes")
         return name
 
     @property
     def _client(self) -> Any:
         return client_of(self.endpoint_url, self.region)
 
-    def _listed(self, page: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    def _listed(self, page: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         """Keys and etags of a page of a listing. Consoles mark folders by objects that no store can name: not these."""
         if page.get("Name") != self.bucket:
             raise ResponseParserError("the answer is no listing of the bucket")
-        found = ((item["Key"].removeprefix(self._below), item["ETag"]) for item in page.get("Contents", ()))
-        return ((key, etag) for key, etag in found if _is_key(key))
+        found = ((one["Key"].removeprefix(self._below), one["ETag"]) for one in page.get("Contents", ()))
+        return tuple((key, etag) for key, etag in found if is_key(key))
 
-    def _read(self, key: str, file: IO[bytes]) -> str:
+    def _read(self, key: str, file: IO[bytes], at_most: int | None = None) -> str:
         """Write the object into the file, whole and checked; its etag."""
         name = self._name(key)
 
@@ -233,6 +242,9 @@ class S3Store:
             file.seek(0)
             file.truncate()
             found = self._client.get_object(Bucket=self.bucket, Key=name)
+            if at_most is not None and found.get("ContentLength", 0) > at_most:
+                found["Body"].close()
+                raise TooLargeError.of(key, self.url, at_most)
             sha256 = self._copy(found, file)
             if found["Metadata"].get("sha256", sha256) != sha256:
                 raise DamagedError.of(key, self.url)
@@ -261,7 +273,7 @@ class S3Store:
         if condition:
             metadata["writer"] = uuid.uuid4().hex
         request = {"Bucket": self.bucket, "Key": name, "Body": data, "Metadata": metadata, **condition}
-        with self._answering():
+        with self._answering(key):
             try:
                 self._etag(retrying()(self._client.put_object, **request))
             except ClientError as error:
@@ -304,11 +316,3 @@ def _is_endpoint(url: str) -> bool:
     except ValueError:
         return False
     return bool(named) and address.scheme in ("http", "https") and not (address.query or address.fragment or "@" in url)
-
-
-def _is_key(key: str) -> bool:
-    try:
-        check_key(key)
-    except ValueError:
-        return False
-    return True

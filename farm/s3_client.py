@@ -18,6 +18,7 @@ from botocore.exceptions import (
     IncompleteReadError,
     MetadataRetrievalError,
     NoCredentialsError,
+    SSLError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
@@ -29,6 +30,8 @@ from farm.objects import DamagedError, NotFoundError, StoreUnreachableError
 ATTEMPTS = 4
 """How often a request is sent that meets no answer or a busy server, and an object read whose bytes came torn."""
 CONNECT_SECONDS, READ_SECONDS = 5, 30
+HASTY_ATTEMPTS, HASTY_SECONDS = 2, 10
+"""When a store is opened: who mistyped its address should not wait for minutes to be told."""
 CONNECTIONS = 32
 """That threads share; more of them would each open another for every call."""
 FIRST_WAIT_SECONDS = 0.1
@@ -45,7 +48,8 @@ NO_ANSWER = (
 """What boto3 raises when nothing came back, or nothing that S3 says."""
 
 _TORN = {"BadDigest", "XAmzContentSHA256Mismatch"}  # what the server got is not what was sent
-_ONCE_MORE = {"ConditionalRequestConflict", "OperationAborted", *_TORN}
+# UnknownError is Ceph's, of a write that met another; boto3 repeats it too, but only until its quota is used up.
+_ONCE_MORE = {"ConditionalRequestConflict", "OperationAborted", "UnknownError", *_TORN}
 _AWAY = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "TooManyRequests", *_ONCE_MORE}
 _AWAY_STATUS = {429, 500, 502, 503, 504}
 _FULL = {"InsufficientStorage", "QuotaExceeded", "XMinioStorageFull"}
@@ -53,18 +57,26 @@ _CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "
 _ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect"}
 _READS = {"GetObject", "HeadObject", "ListObjectsV2"}
 
-_clients: dict[tuple[int, str | None, str | None], Any] = {}
+_NO_TLS = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")  # in what OpenSSL says
+
+_clients: dict[tuple[int, str | None, str | None], tuple[Any, Any]] = {}
 _making = threading.Lock()
 os.register_at_fork(before=_making.acquire, after_in_parent=_making.release, after_in_child=_making.release)
 
 
-def client_of(endpoint_url: str | None, region: str | None) -> Any:
-    """This process's boto3 client of an endpoint, for all its threads; a forked child gets connections of its own."""
+def client_of(endpoint_url: str | None, region: str | None, *, hasty: bool = False) -> Any:
+    """This process's boto3 client of an endpoint, for all its threads; a forked child gets connections of its own.
+
+    hasty: one that gives up soon.
+    """
     who = os.getpid(), endpoint_url, region
     with _making:
         if who not in _clients:
-            _clients[who] = _new_client(endpoint_url, region)
-        return _clients[who]
+            session = Session()
+            patient = _new_client(session, endpoint_url, region, ATTEMPTS, READ_SECONDS)
+            tries, seconds = min(HASTY_ATTEMPTS, ATTEMPTS), min(HASTY_SECONDS, READ_SECONDS)
+            _clients[who] = patient, _new_client(session, endpoint_url, region, tries, seconds)
+        return _clients[who][hasty]
 
 
 def forget_client(endpoint_url: str | None, region: str | None) -> None:
@@ -72,15 +84,17 @@ def forget_client(endpoint_url: str | None, region: str | None) -> None:
     _clients.pop((os.getpid(), endpoint_url, region), None)
 
 
-def _new_client(endpoint_url: str | None, region: str | None) -> Any:
-    client = Session().client(
+def _new_client(
+    session: Session, endpoint_url: str | None, region: str | None, attempts: int, read_seconds: float
+) -> Any:
+    client = session.client(
         "s3",
         endpoint_url=endpoint_url,
         region_name=region,
         config=Config(
             connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            read_timeout=read_seconds,
+            retries={"mode": "standard", "total_max_attempts": attempts},
             max_pool_connections=CONNECTIONS,
             tcp_keepalive=True,
             signature_version="s3v4",
@@ -134,10 +148,20 @@ def spoken(error: BaseException | None) -> bool:
     return bool(code) and (not code.isdigit() or error.operation_name == "HeadObject")
 
 
+def _why(error: SSLError) -> str:
+    """What OpenSSL says, as `WRONG_VERSION_NUMBER`."""
+    return next(reason for reason in _NO_TLS if reason in str(error))
+
+
 def meaning(
     error: BotoCoreError | ClientError | ResponseParserError, url: str, bucket: str, key: str | None
 ) -> Exception:
     """NotFoundError of the key; StoreUnreachableError for what may pass; StoreError for what is wrong for good."""
+    if isinstance(error, SSLError) and any(reason in str(error) for reason in _NO_TLS):
+        return StoreError(
+            f"The store {url} speaks no TLS that is trusted here ({_why(error)}): write http:// in endpoint_url if it "
+            "speaks none, or name the authority of its certificate in AWS_CA_BUNDLE."
+        )
     if isinstance(error, NO_ANSWER):
         return StoreUnreachableError(url)
     if isinstance(error, NoCredentialsError):
@@ -148,7 +172,7 @@ def meaning(
     if not isinstance(error, ClientError):
         return StoreError(f"The store {url} cannot be used ({str(error).rstrip('.')}): check the settings in ~/.aws.")
     code, status = code_of(error), error.response["ResponseMetadata"]["HTTPStatusCode"]
-    if code == "NoSuchKey" and key is not None:
+    if code == "NoSuchKey" and key is not None and error.operation_name in _READS:
         return NotFoundError(key, url)
     if code in _FULL or status == 507:
         return StoreError(f"The store {url} is full ({code}): free space there or raise its limits.")
@@ -167,6 +191,7 @@ def meaning(
         return StoreError(f"The store {url} is in another region ({code}): name it as region in the address.")
     if status == 403:
         done = "read" if error.operation_name in _READS else "written"
-        return StoreError(f"The store {url} may not be {done} with these credentials ({code}): have that granted.")
+        what = f"{code} for {key}" if key else code
+        return StoreError(f"The store {url} may not be {done} with these credentials ({what}): have that granted.")
     message = str(error.response["Error"].get("Message") or status).rstrip(".")
     return StoreError(f"The store {url} refuses {error.operation_name} ({code}: {message}): check its settings.")

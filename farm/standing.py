@@ -1,15 +1,44 @@
-"""What became of the concepts so far, as the manifests say: kept from training, or chosen for the base."""
+"""What became of the concepts so far, as the store says: made, kept from training, chosen for the base, published."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from farm.artifacts import find
+from farm.artifacts import MANIFEST, find
+from farm.glance import Documents, Glance
 from farm.plan import Plan
-from farm.store import Store
+from farm.registry import Entry, read_records
+from farm.store import Reader
 
 
-def quarantined(store: Store, plan: Plan, concept_id: str) -> str | None:
+@dataclass(frozen=True)
+class Seen:
+    """What one look found of a farm. records: the registry's. store: has the manifests at hand, to read only."""
+
+    records: Mapping[str, Entry]
+    store: Glance
+
+
+def look(documents: Documents, plan: Plan) -> Seen:
+    """Read the registry, then the plan's manifests, but for those of its edits, in a handful of listings and as many
+    calls side by side as there is something new to read.
+
+    The registry comes first, so that whatever was published is there.
+    """
+    records = read_records(documents.look("registry/", wanted=lambda key: True))
+    each = [*map(plan.adapter, ids := [concept.id for concept in plan.config.catalogue]), *map(plan.quality, ids)]
+    each += [plan.comparison(concept_id) for concept_id in ids if plan.compared(concept_id)]
+    shared = [plan.ranks, plan.base, plan.selection, plan.sources]
+    if plan.config.base.representatives is not None:
+        shared.append(plan.representatives)
+    prefixes = dict.fromkeys(f"{spec.folder.partition('/')[0]}/" for spec in each)
+    manifests = {f"{spec.path}/{MANIFEST}" for spec in (*each, *shared)}
+    found = documents.look(*prefixes, *(f"{spec.path}/" for spec in shared), wanted=manifests.__contains__)
+    return Seen(records, found)
+
+
+def quarantined(store: Reader, plan: Plan, concept_id: str) -> str | None:
     """Why a concept is not to be trained, None where it may or where that is not known yet."""
     if plan.compared(concept_id):
         comparison = find(store, plan.comparison(concept_id).path)
@@ -20,12 +49,12 @@ def quarantined(store: Store, plan: Plan, concept_id: str) -> str | None:
     return reason
 
 
-def usable(store: Store, plan: Plan, concept_ids: Sequence[str]) -> list[str]:
+def usable(store: Reader, plan: Plan, concept_ids: Sequence[str]) -> list[str]:
     """Those of the concepts that are not quarantined."""
     return [concept_id for concept_id in concept_ids if quarantined(store, plan, concept_id) is None]
 
 
-def base_concepts(store: Store, plan: Plan) -> list[str]:
+def base_concepts(store: Reader, plan: Plan) -> list[str]:
     """The concepts the base learns, less those quarantined; none where they are still to be chosen."""
     if plan.config.base.representatives is None:
         return usable(store, plan, plan.config.base.concepts)

@@ -5,9 +5,18 @@ from urllib.parse import unquote, urlsplit
 
 from farm.errors import UserError
 from farm.local import LocalStore
-from farm.objects import NotFoundError, Store, StoreUnreachableError, check_key, where
+from farm.objects import NotFoundError, Reader, Store, StoreUnreachableError, check_key, where
 
-__all__ = ["LocalStore", "NotFoundError", "Store", "StoreUnreachableError", "check_key", "open_store", "where"]
+__all__ = [
+    "LocalStore",
+    "NotFoundError",
+    "Reader",
+    "Store",
+    "StoreUnreachableError",
+    "check_key",
+    "open_store",
+    "where",
+]
 
 
 def open_store(url: str, patience_seconds: float = 0) -> Store:
@@ -35,6 +44,11 @@ def _opened(url: str) -> Store:
 
         return open_s3(url)
     address = urlsplit(url)
+    if "@" in url and (scheme != "file" or address.netloc):  # what is before it may be secret, and is not repeated
+        raise UserError(
+            "The address of a store holds no user and no password: write file:///absolute/path, a folder's path or "
+            "s3://bucket/prefix."
+        )
     if scheme != "file" or address.netloc or address.path in ("", "/"):
         raise UserError(
             f"The store {url} cannot be opened: write file:///absolute/path, a folder's path or s3://bucket/prefix."

@@ -7,18 +7,21 @@ already and has the right hash is not copied again. The queue, checkpoints and u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rich.filesize import decimal
 
-from farm.artifacts import MANIFEST, Artifact, FileEntry, Manifest, dump, find, parse
+from farm.artifacts import DOCUMENT_BYTES, MANIFEST, Artifact, FileEntry, Manifest, dump, find
 from farm.errors import IntegrityError
-from farm.graph import Graph, read_graph
+from farm.graph import Graph, published, read_graph
+from farm.objects import TooLargeError
 from farm.registry import Entry, Registry
+from farm.signing import NOBODY, Keys
 from farm.store import NotFoundError, Store, where
-from farm.threads import THREADS, in_threads
+from farm.threads import MEMORY_BYTES, THREADS, Allowance, in_threads
 
 
 @dataclass
@@ -33,37 +36,61 @@ class Copied:
     problems: list[str] = field(default_factory=list)
 
 
-def sync(source: Store, target: Store, on_progress: Callable[[int, int, str], None]) -> Copied:
+def sync(source: Store, target: Store, on_progress: Callable[[int, int, str], None], keys: Keys = NOBODY) -> Copied:
     """Copy into the target what it lacks. Nothing that is whole there is changed, and no version is lowered.
 
     A conflict is a problem and stays as it is in the target: an artifact of the same digest with other bytes, or a
-    concept to which both stores have published on their own.
+    concept to which both stores have published on their own. keys: records of the source, and the adapters and bases
+    they name, are not copied unless one of these signed them (`farm.signing`).
     """
     graph, copied = read_graph(source), Copied()
-    copied.problems += [graph.damaged[path] for path in sorted(graph.damaged)]
+    refused = {**graph.damaged, **_unsigned(source, keys)}
+    copied.problems += [refused[path] for path in sorted(refused)]
     there = frozenset(target.list())
     pool = ThreadPoolExecutor(THREADS)
     try:
-        _artifacts(source, target, graph, there, copied, pool, on_progress)
+        trusted = graph.ordered(graph.manifests.keys() - refused.keys())
+        _artifacts(source, target, graph, trusted, there, copied, pool, on_progress)
         _runs(source, target, there, copied)
-        _registry(source, target, graph, copied)
+        _registry(source, target, graph, copied, keys)
     finally:
         pool.shutdown(cancel_futures=True)
     return copied
+
+
+def _unsigned(source: Store, keys: Keys) -> dict[str, str]:
+    """The adapters and bases of signed records that are not signed themselves, each with a sentence."""
+    registry, refused = Registry(source, keys), {}
+    for concept in registry.concepts() if keys.public else ():
+        with suppress(IntegrityError):  # told when the record is not copied
+            record = registry.record(concept)
+            for path in sorted(published([record] if record else [])):
+                try:
+                    find(source, path, keys)
+                except IntegrityError as error:
+                    refused[path] = str(error)
+    return refused
 
 
 def _artifacts(
     source: Store,
     target: Store,
     graph: Graph,
+    trusted: Sequence[str],
     there: frozenset[str],
     copied: Copied,
     pool: ThreadPoolExecutor,
     on_progress: Callable[[int, int, str], None],
 ) -> None:
-    """Copy them in the order they were made in, each one's manifest as soon as its files are there."""
+    """Copy those trusted, in the order they were made in, each one's manifest as soon as its files are there."""
     waiting: list[tuple[Manifest, list[Future[int]]]] = []
-    for path in graph.ordered(graph.manifests):
+    memory = Allowance(MEMORY_BYTES)
+
+    def copy(artifact: Artifact, name: str, key: str) -> int:
+        with memory.take(artifact.manifest.files[name].size):
+            return _copy_file(artifact, name, target, key in there)
+
+    for path in trusted:
         manifest = graph.manifests[path]
         artifact = Artifact(source, manifest)
         try:
@@ -75,13 +102,13 @@ def _artifacts(
             copied.problems.append(f"{where(target, path)} has other files than {source.url} has: it is left as it is.")
             continue
         lacking = [name for name in manifest.files if f"{path}/{name}" not in there]
-        if other and not lacking:
+        listed = {f"{path}/{name}" for name in (*manifest.files, MANIFEST)}
+        beside = [key for key in graph.keys[path] if key not in listed and key not in there]  # receipts, signatures
+        if other and not lacking and not beside:
             copied.there += 1
             continue
         names = lacking if other else manifest.files
-        futures = [pool.submit(_copy_file, artifact, name, target, f"{path}/{name}" in there) for name in names]
-        listed = {f"{path}/{name}" for name in (*manifest.files, MANIFEST)}
-        beside = [key for key in graph.keys[path] if key not in listed and key not in there]
+        futures = [pool.submit(copy, artifact, name, f"{path}/{name}") for name in names]
         futures += [pool.submit(_copy_object, source, target, key) for key in beside]
         waiting.append((manifest, futures))
     total = sum(len(futures) for _, futures in waiting)
@@ -103,8 +130,10 @@ def _artifacts(
 def _copy_file(artifact: Artifact, name: str, target: Store, there: bool) -> int:
     """Copy a file of an artifact unless the target has it, whole; how many bytes. IntegrityError as `Artifact.read`."""
     key = f"{artifact.manifest.path}/{name}"
-    if there and FileEntry.of(target.get(key)) == artifact.manifest.files[name]:
-        return 0
+    expected = artifact.manifest.files[name]
+    with suppress(TooLargeError):
+        if there and FileEntry.of(target.get(key, expected.size)) == expected:
+            return 0
     data = artifact.read(name)
     target.put(key, data)
     return len(data)
@@ -130,13 +159,14 @@ def _runs(source: Store, target: Store, there: frozenset[str], copied: Copied) -
     copied.size += sum(in_threads(copy, [*source.list("runs/")]))
 
 
-def _registry(source: Store, target: Store, graph: Graph, copied: Copied) -> None:
+def _registry(source: Store, target: Store, graph: Graph, copied: Copied, keys: Keys) -> None:
     """Bring the target's records up to the source's."""
-    for concept in Registry(source).concepts():
+    registry = Registry(source, keys)
+    for concept in registry.concepts():
         key = f"registry/{concept}.json"
         try:
-            data = source.get(key)
-            record = parse(Entry, data, store=source, key=key, fix="restore it")
+            data = source.get(key, DOCUMENT_BYTES)
+            record = registry.parse(concept, data)
             _check(target, graph, record)
             copied.concepts += _advance(target, key, data, record)
         except (IntegrityError, _ConflictError) as error:
@@ -164,12 +194,12 @@ def _advance(target: Store, key: str, data: bytes, record: Entry) -> bool:
     """
     while True:
         try:
-            old, etag = target.get_with_etag(key)
+            old, etag = target.get_with_etag(key, DOCUMENT_BYTES)
         except NotFoundError:
             if target.put_if_absent(key, data):
                 return True
             continue
-        ours, theirs = record.releases, parse(Entry, old, store=target, key=key, fix="restore it").releases
+        ours, theirs = record.releases, Registry(target).parse(record.concept, old).releases
         shared = min(len(ours), len(theirs))
         if ours[:shared] != theirs[:shared]:
             versions = f"version {theirs[-1].version} there, {ours[-1].version} here"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from farm.artifacts import find
+from farm.glance import Documents
 from farm.plan import Plan
 from farm.publishing import due, unfit
-from farm.registry import Registry
-from farm.standing import quarantined
+from farm.standing import Seen, look, quarantined
 from farm.store import Store
 
 
@@ -48,24 +48,28 @@ def _names(concept_ids: Sequence[str]) -> str:
     return f"{len(concept_ids)} concept{'s' * (len(concept_ids) > 1)}: {', '.join(concept_ids)}"
 
 
-def make_todo(store: Store, plan: Plan) -> Todo:
-    """Look at the store: what of the plan is not there. A quarantined concept needs no more than it has."""
+def make_todo(store: Store, plan: Plan, seen: Seen | None = None) -> Todo:
+    """Look at the store: what of the plan is not there. A quarantined concept needs no more than it has.
+
+    seen: what a look at the store has found already.
+    """
+    seen = seen or look(Documents(store), plan)
+    found = seen.store
     ids = [concept.id for concept in plan.config.catalogue]
-    comparisons = tuple(c for c in ids if plan.compared(c) and find(store, plan.comparison(c).path) is None)
-    ids = [concept_id for concept_id in ids if quarantined(store, plan, concept_id) is None]
-    records = Registry(store).records()
-    adapters = {concept_id: find(store, plan.adapter(concept_id).path) for concept_id in ids}
+    comparisons = tuple(c for c in ids if plan.compared(c) and find(found, plan.comparison(c).path) is None)
+    ids = [concept_id for concept_id in ids if quarantined(found, plan, concept_id) is None]
+    adapters = {concept_id: find(found, plan.adapter(concept_id).path) for concept_id in ids}
     return Todo(
-        sources=find(store, plan.sources.path) is None,
-        selection=find(store, plan.selection.path) is None,
+        sources=find(found, plan.sources.path) is None,
+        selection=find(found, plan.selection.path) is None,
         comparisons=comparisons,
-        edits=tuple(c for c in ids if find(store, plan.quality(c).path) is None),
-        base=find(store, plan.base.path) is None,
-        ranks=find(store, plan.ranks.path) is None,
+        edits=tuple(c for c in ids if find(found, plan.quality(c).path) is None),
+        base=find(found, plan.base.path) is None,
+        ranks=find(found, plan.ranks.path) is None,
         adapters=tuple(c for c in ids if adapters[c] is None),
         publish=tuple(
             c
             for c, manifest in adapters.items()
-            if manifest is None or (due(records.get(c), manifest.digest) and unfit(plan, manifest) is None)
+            if manifest is None or (due(seen.records.get(c), manifest.digest) and unfit(plan, manifest) is None)
         ),
     )

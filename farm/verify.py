@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from rich.filesize import decimal
 
-from farm.artifacts import Artifact
+from farm.artifacts import Artifact, find
 from farm.errors import IntegrityError
 from farm.graph import Graph, in_packs, in_runs, planned, published, read_graph
 from farm.plan import Plan
 from farm.registry import Entry, Registry
+from farm.signing import NOBODY, Keys
 from farm.store import Store, where
-from farm.threads import in_threads
+from farm.threads import MEMORY_BYTES, Allowance, in_threads
 
 
 @dataclass
@@ -27,13 +29,16 @@ class Verified:
     problems: list[str] = field(default_factory=list)
 
 
-def verify(store: Store, plans: Iterable[Plan], on_progress: Callable[[int, int, str], None]) -> Verified:
+def verify(
+    store: Store, plans: Iterable[Plan], on_progress: Callable[[int, int, str], None], keys: Keys = NOBODY
+) -> Verified:
     """Read every release's adapter and base, what runs, packs and the plans refer to, and what all that was made from.
 
-    Of a plan only what is made already; of a run only the adapters that it made.
+    Of a plan only what is made already; of a run only the adapters that it made. keys: whose signatures records and
+    what their releases name have to have (`farm.signing`).
     """
     graph, found = read_graph(store), Verified()
-    records = _records(store, found)
+    records = _records(store, found, keys)
     try:
         runs = in_runs(store)
     except IntegrityError as error:
@@ -44,6 +49,8 @@ def verify(store: Store, plans: Iterable[Plan], on_progress: Callable[[int, int,
     found.problems += [graph.damaged[path] for path in sorted(reached & graph.damaged.keys())]
     for record in records:
         found.problems += _problems(record, graph, store.url)
+    if keys.public:
+        found.problems += filter(None, in_threads(partial(_unsigned, store, keys), sorted(published(records))))
     whole = sorted(reached & graph.manifests.keys())
     for path in whole:
         for name, digest in graph.manifests[path].inputs.items():
@@ -51,12 +58,14 @@ def verify(store: Store, plans: Iterable[Plan], on_progress: Callable[[int, int,
                 found.problems.append(
                     f"{where(store, path)} was made from {name} {digest}, which is not there any more."
                 )
+    memory = Allowance(MEMORY_BYTES)
     files = [(path, name) for path in whole for name in graph.manifests[path].files]
 
     def read(file: tuple[str, str]) -> str | None:
         path, name = file
         try:
-            Artifact(store, graph.manifests[path]).read(name)
+            with memory.take(graph.manifests[path].files[name].size):
+                Artifact(store, graph.manifests[path]).read(name)
         except IntegrityError as error:
             return str(error)
         return None
@@ -70,9 +79,18 @@ def verify(store: Store, plans: Iterable[Plan], on_progress: Callable[[int, int,
     return found
 
 
-def _records(store: Store, found: Verified) -> list[Entry]:
+def _unsigned(store: Store, keys: Keys, path: str) -> str | None:
+    """Why the artifact does not count as signed; None where it does, and where it is not there."""
+    try:
+        find(store, path, keys)
+    except IntegrityError as error:
+        return str(error)
+    return None
+
+
+def _records(store: Store, found: Verified, keys: Keys) -> list[Entry]:
     """The registry's records that can be read; what is wrong with the others is noted."""
-    registry, records = Registry(store), []
+    registry, records = Registry(store, keys), []
 
     def read(concept: str) -> Entry | str | None:
         try:

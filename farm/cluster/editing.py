@@ -205,6 +205,8 @@ class _Pool:
         free = [number for number in range(len(self._workers)) if number not in starting]
         for share in range(1, IN_FLIGHT + 1):
             for number in free:
+                if share > 1 and self._count() <= len(self._workers):
+                    break  # the last units wait for whoever is free first, not behind a long one
                 if self._held[number] < share and (model := self._best(number)) is not None:
                     self._give(number, self._waiting[model].popleft())
         if not self._count():

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import pickle
 import stat
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +166,7 @@ def look_around(
     from ray import cloudpickle
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    pickled: Callable[[Any], bytes] = cloudpickle.dumps
     probe, here = f"probe/{uuid.uuid4().hex}", within.facts()
     if store is not None:
         store.put(probe, probe.encode())
@@ -175,7 +175,7 @@ def look_around(
         pinned = {node["NodeID"]: _pinned(NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)) for node in nodes}
         asked = {
             node["NodeID"]: pinned[node["NodeID"]](within.differences).remote(
-                here, pickle.dumps((store, probe, models[node["NodeID"]])), node["Resources"].get("GPU", 0)
+                here, pickled((store, probe, models[node["NodeID"]])), node["Resources"].get("GPU", 0)
             )
             for node in nodes
         }

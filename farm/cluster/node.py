@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-import pickle
 import platform
 import subprocess
 import sys
@@ -110,9 +109,11 @@ def gpus_seen(counted: float) -> Found:
 
 def data_seen(given: bytes) -> Found:
     """Whether this machine has the store, unless it is None, and the models."""
+    from ray import cloudpickle
+
     from farm.store import NotFoundError
 
-    store, probe, models = pickle.loads(given)  # unpickled, unlike opened, a store that is away is not made anew
+    store, probe, models = cloudpickle.loads(given)  # unpickled, unlike opened, a store that is away is not made anew
     found: Found = []
     try:
         if store is not None:

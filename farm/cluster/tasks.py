@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -62,7 +63,7 @@ def train_adapters(
     """Put adapters on the queue and work it until none of them is left, nor of the plan's others added meanwhile.
 
     This driver holds the leases, so that a worker that dies counts as an attempt; another driver may work the same
-    queue. `on_done(concept)` is called here after each adapter is committed.
+    queue. `on_done(concept)` is called after each adapter is committed, by one thread, so that no slot waits for it.
 
     Raises:
         PausedError: the queue was paused; what ran has been finished, and what waits stays pending.
@@ -102,7 +103,8 @@ class _Adapters:
         self._queue, self._owner = Queue(store, "adapters", remember=REMEMBER_SECONDS), owner_name()
         self._keys = {plan.adapter_key(concept.id): concept.id for concept in plan.config.catalogue}
         self._running: dict[Any, Lease] = {}
-        self._trained: list[Lease] = []  # committed, but not yet acknowledged and published
+        self._trained: list[Lease] = []  # committed, but not yet acknowledged
+        self._publishing: list[Future[None]] = []
         self._renewed = time.monotonic()
         self._failures: dict[str, Failure] = {}
         self._remaining = {plan.adapter_key(concept_id) for concept_id in concept_ids}
@@ -118,19 +120,22 @@ class _Adapters:
                 self._queue.enqueue(key, {"concept": self._keys[key]})
 
     def run(self) -> dict[str, Failure]:
-        with followed(self._show, self._stop) as line:
+        with ThreadPoolExecutor(1) as self._publisher, followed(self._show, self._stop) as line:
             while True:
                 if self._stop.over or (self._stop.asked and not self._running):
                     self._finish()
+                    self._published(all=True)
                     self._stop.check()
                 most = 0 if self._stop.asked else slots(self._resources, self._plan.config.cluster.autoscaling)
                 room = most - len(self._running)
                 if room > 0:
                     self._take_up()
                     if not self._remaining:
+                        self._published(all=True)
                         return self._failures
                     self._lease(room, line)
                 self._finish()  # once the slots are taken again
+                self._published()
                 self._collect()
                 self._renew()
                 if not self._running and not self._trained:
@@ -196,7 +201,7 @@ class _Adapters:
             del self._running[result]
 
     def _finish(self) -> None:
-        """Acknowledge and publish what has been trained since."""
+        """Acknowledge what has been trained since, and have it published."""
         while self._trained:
             lease = self._trained[0]
             key, concept_id = lease.item.key, self._keys[lease.item.key]
@@ -209,7 +214,13 @@ class _Adapters:
     def _settle(self, key: str, concept_id: str) -> None:
         self._settled.add(key)
         self._failures.pop(concept_id, None)  # retried by hand after it had been given up
-        self._on_done(concept_id)
+        self._publishing.append(self._publisher.submit(self._on_done, concept_id))
+
+    def _published(self, *, all: bool = False) -> None:
+        """Raise what publishing has raised; with `all`, once nothing is left to publish."""
+        for future in [future for future in self._publishing if all or future.done()]:
+            future.result()
+            self._publishing.remove(future)
 
     def _renew(self) -> None:
         if time.monotonic() - self._renewed > self._plan.config.adapters.lease_seconds / 3:
@@ -229,6 +240,7 @@ class _Adapters:
                 self._failures[concept_id] = Failure("another run gave it up or dropped it: `farm status` says why")
         self._remaining &= waiting
         if self._remaining and self._queue.paused():
+            self._published(all=True)
             raise PausedError(self._failures, len(self._remaining))
         time.sleep(POLL_SECONDS if self._remaining else 0)
 

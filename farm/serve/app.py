@@ -24,6 +24,7 @@ from farm.serve.published import Published
 from farm.serve.replicas import Replicas
 from farm.serve.settings import Settings
 from farm.serve.web import create_app
+from farm.signing import open_keys
 from farm.store import open_store
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class Web:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         settings = self._settings
-        published = Published(open_store(settings.store), seconds=settings.watch_seconds)
+        keys = open_keys(None, settings.public_keys)
+        published = Published(open_store(settings.store), keys, seconds=settings.watch_seconds)
         published.follow()
         threading.Thread(target=self._listen, name="replicas", daemon=True).start()
         return create_app(self._edit, Listing(published, settings.concepts), settings, self._replicas, self._broadcast)
@@ -168,7 +170,7 @@ def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000, *, bloc
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     try:
         serve.run(build(args), name="farm", route_prefix="/")
-        listed = [*Published(open_store(settings.store)).entries]
+        listed = [*Published(open_store(settings.store), open_keys(None, settings.public_keys)).entries]
         url = f"http://{host}:{port}"
         print(f"{len(listed)} concepts at {url}/, for example:")
         key = "-H 'X-API-Key: KEY' " if settings.keys else ""

@@ -16,22 +16,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
-import safetensors.torch
 from torch import Tensor
 
 from e2gan.config import GeneratorConfig
 from e2gan.lora import Adapter
-from e2gan.lora_peft import load
 from e2gan.pairs import Image
-from farm.artifacts import Artifact, open_artifact
-from farm.errors import UserError
 from farm.registry import Release
 from farm.serve.engines import Engine, Ready
 from farm.serve.once import Once
 from farm.serve.published import Published
-from farm.stages.pretrain import base_of
-from farm.store import where
 from farm.threads import in_threads
+from farm.weights import read_adapter, read_base
 
 _log = logging.getLogger(__name__)
 
@@ -282,14 +277,8 @@ class Bank:
 
     def _load(self, concept: str, release: Release) -> _Kept:
         engine = self._engine(release.base)
-        artifact = self._open(release.adapter)
-        files = {name: artifact.read(name) for name in ("adapter_config.json", "adapter_model.safetensors")}
-        text = safetensors.torch.load(artifact.read("text.safetensors"))["text"]
-        try:
-            adapter = load(files, base=release.base)
-            engine.check(adapter)
-        except ValueError as error:
-            raise UserError(f"{where(self._published.store, release.adapter)}: {error}.") from error
+        store, keys = self._published.store, self._published.keys
+        adapter, text = read_adapter(store, release.adapter, release.base, engine.config, keys)
         tensors = {name: tensor.half() for name, tensor in adapter.tensors.items()}
         text = text.half()
         nbytes = sum(tensor.nbytes for tensor in (*tensors.values(), text))
@@ -300,12 +289,9 @@ class Bank:
         with self._base_lock:
             engine = self._engines.get(base)
             if engine is None:
-                engine = self._engines[base] = self._new_engine(*base_of(self._open(f"bases/{base}")))
+                found = read_base(self._published.store, f"bases/{base}", self._published.keys)
+                engine = self._engines[base] = self._new_engine(*found)
             return engine
-
-    def _open(self, path: str) -> Artifact:
-        """An adapter or a base, on its way into service."""
-        return open_artifact(self._published.store, path)
 
 
 def _differs(entry: Release | None, served: Release) -> bool:

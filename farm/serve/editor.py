@@ -27,6 +27,7 @@ from farm.serve.editing import Answer, Edited, UnavailableError, Wanted
 from farm.serve.engines import Engine, Merging, Stacking
 from farm.serve.published import Published, UnknownConceptError
 from farm.serve.settings import Settings
+from farm.signing import open_keys
 from farm.store import open_store
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ class Editor:
         self._settings = settings
         self.name = uuid4().hex[:8]
         torch.set_num_threads(settings.cpus)
-        self.published = Published(open_store(settings.store), seconds=settings.watch_seconds)
+        keys = open_keys(None, settings.public_keys)
+        self.published = Published(open_store(settings.store), keys, seconds=settings.watch_seconds)
         self.bank = Bank(
             self.published, self._engine, byte_budget=settings.cache_mb * 1_000_000, pinned=settings.pinned
         )

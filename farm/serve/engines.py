@@ -18,7 +18,7 @@ from torch import Tensor
 
 from e2gan.config import GeneratorConfig
 from e2gan.infer import Switcher, base_generator
-from e2gan.lora import Adapter, check_fit, crucial_layers
+from e2gan.lora import Adapter
 from e2gan.pairs import Image, to_tensor
 from e2gan.stacked import StackedAdapters
 
@@ -34,8 +34,7 @@ class Ready(Protocol):
 class Engine(Protocol):
     """A base on a device. For any number of threads, of which one edits at a time."""
 
-    def check(self, adapter: Adapter) -> None:
-        """ValueError unless the adapter is one for this base."""
+    config: GeneratorConfig
 
     def ready(self, adapter: Adapter, text: Tensor) -> Ready:
         """Make an adapter ready to edit with, and its prompt's embedding `[77, 768]`."""
@@ -57,7 +56,7 @@ class Merging:
         self, config: GeneratorConfig, weights: dict[str, Tensor], *, compiled: Collection[tuple[int, int]] = ()
     ) -> None:
         base = base_generator(config, weights)
-        self._layers = crucial_layers(base)
+        self.config = config
         self._switcher = Switcher(base, compile=frozenset(compiled))
         self._editing = threading.Lock()
         if compiled:
@@ -65,9 +64,6 @@ class Merging:
             for height, width in compiled:
                 for _ in range(2):  # what is allocated at the second call stays
                     self.edit([(untouched, np.zeros((height, width, 3), np.uint8))])
-
-    def check(self, adapter: Adapter) -> None:
-        check_fit(adapter, self._layers)
 
     def ready(self, adapter: Adapter, text: Tensor) -> Ready:
         return self._switcher.merge(adapter, text)
@@ -90,13 +86,10 @@ class Stacking:
         self, config: GeneratorConfig, weights: dict[str, Tensor], *, device: str = "cuda", compile: bool = False
     ) -> None:
         base = base_generator(config, weights)
-        self._layers = crucial_layers(base)
+        self.config = config
         self._stack = StackedAdapters(base, device=device, compile=compile)
         self._using = threading.Lock()
         self._free: list[int] = []  # numbers of adapters that nobody holds any more
-
-    def check(self, adapter: Adapter) -> None:
-        check_fit(adapter, self._layers)
 
     def ready(self, adapter: Adapter, text: Tensor) -> Ready:
         with self._using:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from farm.artifacts import open_artifact
+from farm.artifacts import need_artifact
 from farm.lineage import trace
 from farm.registry import Release
 from farm.serve.published import Published
@@ -124,7 +124,7 @@ class Listing:
         return self._preview(release.adapter), f'"{release.digest}"'
 
     def _read_preview(self, adapter: str) -> bytes | None:
-        artifact = open_artifact(self.published.store, adapter)
+        artifact = need_artifact(self.published.store, adapter, self.published.keys)
         return artifact.read("preview.webp") if "preview.webp" in artifact.manifest.files else None
 
     def _row(self, concept: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from farm.errors import UserError
 from farm.registry import Entry, Registry, Release
+from farm.signing import NOBODY, Keys
 from farm.store import Store
 from farm.threads import in_threads
 
@@ -39,16 +40,17 @@ class UnknownConceptError(UserError, KeyError):
 class Published:
     """The published concepts of a store.
 
-    seconds: how old what is known may be, once `follow` is called.
+    keys: whose signatures count. seconds: how old what is known may be, once `follow` is called.
 
-    A concept whose record is damaged is logged, and stays as it was before.
+    A concept whose record is damaged, or that none of the keys signed, is logged, and stays as it was before.
     """
 
-    def __init__(self, store: Store, *, seconds: float = 2.0) -> None:
+    def __init__(self, store: Store, keys: Keys = NOBODY, *, seconds: float = 2.0) -> None:
         self.store = store
+        self.keys = keys
         self._seconds = seconds
         self._refreshing = threading.Lock()
-        self._stamps: dict[str, str] = {}
+        self._marks: dict[str, str] = {}
         self._entries: Mapping[str, Entry] = MappingProxyType({})
         self._listeners: list[Callable[[], None]] = []
         self._seen_at = time.monotonic()
@@ -88,19 +90,19 @@ class Published:
     def refresh(self) -> None:
         """Look at the registry now. Raises what the store raises."""
         with self._refreshing:
-            stamps = Registry(self.store).stamps()
+            marks = Registry(self.store).marks()
             self._seen_at = time.monotonic()
-            entries = {concept: entry for concept, entry in self._entries.items() if concept in stamps}
-            changed = [concept for concept, stamp in stamps.items() if self._stamps.get(concept) != stamp]
+            entries = {concept: entry for concept, entry in self._entries.items() if concept in marks}
+            changed = [concept for concept, mark in marks.items() if self._marks.get(concept) != mark]
             for concept, entry in zip(changed, in_threads(self._read, changed), strict=True):
                 if isinstance(entry, Exception):
                     _log.warning("%s is not read anew: %s", concept, entry)
-                    del stamps[concept]  # so that it is tried again
+                    del marks[concept]  # so that it is tried again
                 elif entry is None:
                     entries.pop(concept, None)
                 else:
                     entries[concept] = entry
-            self._stamps = stamps
+            self._marks = marks
             if entries != self._entries:
                 self._entries = MappingProxyType(dict(sorted(entries.items())))
         for told in self._listeners:
@@ -126,6 +128,6 @@ class Published:
 
     def _read(self, concept: str) -> Entry | Exception | None:
         try:
-            return Registry(self.store).get(concept)
+            return Registry(self.store, self.keys).get(concept)
         except (UserError, OSError) as error:
             return error

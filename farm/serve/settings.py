@@ -11,6 +11,7 @@ from farm.config import FarmConfig, ServiceConfig
 from farm.config_file import load_config
 from farm.errors import UserError
 from farm.serve.listing import Described
+from farm.signing import open_keys, public_text
 from farm.store import open_store
 
 
@@ -19,10 +20,12 @@ class Settings(ServiceConfig):
 
     store: the farm's store, as `open_store` takes it.
     concepts: the catalogue, to describe what is served, which is what the store publishes.
+    public_keys: whose signatures count, as `signing.public_keys` of a farm; everything is served when there are none.
     """
 
     store: str
     concepts: tuple[Described, ...] = ()
+    public_keys: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, args: Mapping[str, Any]) -> Self:
@@ -41,11 +44,12 @@ class Settings(ServiceConfig):
             place = ".".join(str(part) for part in first["loc"])
             raise UserError(f"The service's argument {place}: {first['msg']}.") from error
         # Replicas may run in another folder, or on another machine.
-        return settings.model_copy(update={"store": open_store(settings.store).url})
+        keys = tuple(map(public_text, open_keys(None, settings.public_keys).public))
+        return settings.model_copy(update={"store": open_store(settings.store).url, "public_keys": keys})
 
 
 def arguments(farm: FarmConfig) -> dict[str, Any]:
     """What a farm's file says, as `Settings.of` takes it."""
     concepts = [concept.model_dump(include={*Described.model_fields}) for concept in farm.catalogue]
     own = farm.serve.model_dump(include={*ServiceConfig.model_fields})
-    return {"store": farm.store, "concepts": concepts, **own}
+    return {"store": farm.store, "concepts": concepts, "public_keys": farm.signing.public_keys, **own}

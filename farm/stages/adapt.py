@@ -19,17 +19,22 @@ from e2gan.train import Progress, train
 from farm.artifacts import Manifest, commit, open_artifact
 from farm.card import Subject, model_card
 from farm.gate import judgement
+from farm.objects import TooLargeError
 from farm.plan import Plan
 from farm.registry import Entry, Registry
+from farm.signing import NOBODY, Keys
 from farm.stages.assess import assess
 from farm.stages.compare import teacher_of
 from farm.stages.history import History
 from farm.stages.judge import text_embedding
 from farm.stages.pictures import picture_sheet, spread
-from farm.stages.pretrain import read_base
 from farm.stages.quality import edited_pairs
 from farm.stages.ranks import read_ranks
 from farm.store import NotFoundError, Store
+from farm.weights import read_base
+
+CHECKPOINT_BYTES = 4 << 30
+"""A checkpoint has some twenty numbers a weight of the networks; a larger object is none."""
 
 _log = logging.getLogger(__name__)
 
@@ -123,11 +128,11 @@ def adapt(
 def _kept(store: Store, key: str) -> tuple[History, bytes | None]:
     """The checkpoint that another training of this adapter left, and what it went through."""
     try:
-        checkpoint = store.get(key)
+        checkpoint = store.get(key, CHECKPOINT_BYTES)
         return History.resumed_from(checkpoint), checkpoint
     except NotFoundError:
         pass
-    except CheckpointError as error:
+    except (CheckpointError, TooLargeError) as error:
         _log.warning("%s is passed over: %s", key, error)
     return History(), None
 
@@ -138,16 +143,17 @@ def _photographs(store: Store, plan: Plan, image_ids: Sequence[str]) -> int:
     return sum(not set(image_ids).isdisjoint(photo["images"]) for photo in photos)
 
 
-def publish(store: Store, plan: Plan, concept_id: str) -> Entry | None:
+def publish(store: Store, plan: Plan, concept_id: str, keys: Keys = NOBODY) -> Entry | None:
     """Point the registry at the concept's adapter; None where the gate does not let it pass (`farm.gate`)."""
     spec = plan.adapter(concept_id)
     adapter = open_artifact(store, spec.path).manifest
     if judgement(plan, adapter):
         return None
-    return Registry(store).publish(
+    return Registry(store, keys).publish(
         concept_id,
         adapter=spec.path,
         digest=spec.digest,
         base=plan.base.digest,
         metrics=adapter.summary["metrics"],
+        manifest=adapter,
     )

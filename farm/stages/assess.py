@@ -20,11 +20,11 @@ from e2gan.model import Generator
 from farm.plan import Plan
 from farm.stages.judge import extractor
 from farm.stages.pictures import Pictures
-from farm.stages.pretrain import read_base
 from farm.stages.quality import edited_pairs
 from farm.stages.ranks import read_ranks
 from farm.standing import base_concepts
 from farm.store import Store
+from farm.weights import read_base
 
 TIMED_EDITS = 5
 
@@ -85,8 +85,9 @@ def assess(store: Store, plan: Plan, concept_id: str, files: Mapping[str, bytes]
         ValueError: a file is damaged, or the adapter is of a network of another shape.
     """
     named = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
-    adapter, wanted = load(files, base=named), read_ranks(store, plan)
+    wanted = read_ranks(store, plan)
     model, weights = read_base(store, plan.base.path)
+    adapter = load(files, base=named, model=model)
     student, base = adapted_generator(model, weights, adapter), base_generator(model, weights)
     pairs = edited_pairs(store, plan, concept_id, "test")
     edited, unadapted = (edit_images(generator, text, pairs.source) for generator in (student, base))

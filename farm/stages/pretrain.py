@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from e2gan.batches import ConceptPairs
-from e2gan.config import GeneratorConfig
 from e2gan.metrics import Scores
 from e2gan.model import build_generator
 from e2gan.train import Progress, Stopped, train
-from farm.artifacts import Artifact, Manifest, commit, open_artifact
+from farm.artifacts import Manifest, commit
 from farm.plan import Plan
 from farm.stages.history import History
 from farm.stages.judge import judge, text_embedding
@@ -184,16 +183,3 @@ def _agreed(should_stop: Callable[[], bool], rank: int, device: str | torch.devi
         return bool(answer)
 
     return agreed
-
-
-def read_base(store: Store, path: str) -> tuple[GeneratorConfig, dict[str, Tensor]]:
-    """Configuration and weights of the base at `bases/<digest>`."""
-    return base_of(open_artifact(store, path))
-
-
-def base_of(artifact: Artifact) -> tuple[GeneratorConfig, dict[str, Tensor]]:
-    """Configuration and weights of a base."""
-    import safetensors.torch
-
-    config = GeneratorConfig(**json.loads(artifact.read("config.json")))
-    return config, safetensors.torch.load(artifact.read("generator.safetensors"))

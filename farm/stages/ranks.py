@@ -18,9 +18,9 @@ from e2gan.train import Progress, train
 from farm.artifacts import Manifest, commit, open_artifact
 from farm.plan import Plan
 from farm.stages.judge import judge, text_embedding
-from farm.stages.pretrain import read_base
 from farm.stages.quality import edited_pairs
 from farm.store import Store
+from farm.weights import read_base
 
 
 @dataclass(frozen=True, kw_only=True)

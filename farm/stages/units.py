@@ -11,7 +11,7 @@ from functools import cached_property
 from pydantic import BaseModel, ConfigDict
 
 from e2gan.pairs import Image, write_table
-from farm.artifacts import MANIFEST, FileEntry, dump, parse
+from farm.artifacts import MANIFEST, FileEntry, dump, read
 from farm.editors import Editor, EditorSettings, Failed, edit_seed, open_editor
 from farm.errors import IntegrityError, UserError
 from farm.plan import Plan
@@ -70,7 +70,7 @@ class Unit:
 
     def receipt(self, store: Store) -> Receipt:
         """The receipt of a unit that is done; IntegrityError where it is damaged."""
-        return parse(Receipt, store.get(self.receipt_key), store=store, key=self.receipt_key, fix="delete it")
+        return read(Receipt, store=store, key=self.receipt_key, fix="delete it")[0]
 
     def measured(self, store: Store) -> Sequence[Measures]:
         """The measures of a unit that is done; IntegrityError where they are missing or damaged."""

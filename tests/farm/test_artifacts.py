@@ -153,9 +153,9 @@ def test_the_same_spec_gives_the_same_bytes_but_for_the_times(tmp_path):
 class Unread(LocalStore):
     """Gives out manifests only."""
 
-    def get(self, key):
+    def get(self, key, at_most=None):
         assert key.endswith("/manifest.json")
-        return super().get(key)
+        return super().get(key, at_most)
 
 
 def test_a_file_a_worker_put_and_hashed_is_not_read_again(store):
@@ -266,7 +266,7 @@ def test_damage_is_one_sentence_with_the_place_and_the_fix(store):
     store.put(f"{spec().path}/preview.webp", b"RIFF and more")
     store.delete(f"{spec().path}/part-0000.parquet")
     fix = f": delete the folder {spec().path} and run again."
-    changed = "is not the file that was put there (13 bytes, 4 expected)"
+    changed = "is not the file that was put there (more than the 4 bytes expected)"
     assert verify(store, spec().path) == [
         f"{store.url}/{spec().path}/part-0000.parquet is missing{fix}",
         f"{store.url}/{spec().path}/preview.webp {changed}{fix}",

@@ -36,11 +36,11 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, at_most: int | None = None) -> bytes:
         self.reads.append(key)
         if self._held and key.endswith(self._held[0]):
             assert self._held[1].wait(20)
-        return self._store.get(key)
+        return self._store.get(key, at_most)
 
     def count(self, ending: str) -> int:
         return sum(key.endswith(ending) for key in self.reads)

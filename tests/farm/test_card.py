@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
-from stage_farm import built, one_thread, plan_of
+from stage_farm import plan_of
 
 from e2gan.infer import base_generator
 from e2gan.pairs import Image
@@ -24,15 +24,8 @@ from farm.card import Subject, model_card, plain
 from farm.editors import EditorSettings
 from farm.editors.licences import LICENCES, licences_of
 from farm.plan import Plan
-from farm.stages.pretrain import read_base
 from farm.store import LocalStore
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished farm, only to read."""
-    with one_thread():
-        return built(tmp_path_factory.getbasetemp())
+from farm.weights import read_base
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
-from stage_farm import CONCEPTS, Cluster, built, contents, copied, one_thread, plan_of, write_config
+from stage_farm import CONCEPTS, Cluster, contents, copied, one_thread, plan_of, write_config
 from terminal import Terminal
 
 from farm import cli
@@ -40,12 +40,6 @@ JOBS = {
 def _one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished farm, only to read."""
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -113,7 +107,8 @@ def test_mistakes_are_one_sentence_and_status_2(config: Path, tmp_path: Path, te
     assert told == f"{config}: unknown key base.train.epoch; did you mean epochs?"
     told = terminal.mistake("run", "--config", config, "--stage", "edits")
     assert told == "--stage edits: the stages are concepts, base, ranks, adapters."
-    told = terminal.mistake("run", "--config", config, "--stage", "ranks", "--set", "seed=5")
+    elsewhere = f"store={tmp_path / 'store'}"
+    told = terminal.mistake("run", "--config", config, "--stage", "ranks", "--set", elsewhere)
     assert "run jobs/pretrain_base.py or `farm run` first" in told
 
 

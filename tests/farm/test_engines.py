@@ -57,12 +57,3 @@ def test_a_place_in_the_stack_is_taken_again_and_nobody_elses_is():
     wanted = fresh.edit([(fresh.ready(*adapter(7, rank=1)), PHOTOS[0])])[0]
     assert np.abs(stacking.edit([(again, PHOTOS[0])])[0].astype(int) - wanted).max() <= 2
     np.testing.assert_array_equal(stacking.edit([(kept, PHOTOS[0])])[0], before)
-
-
-@pytest.mark.parametrize("engine", [Merging, Stacking])
-def test_an_adapter_of_another_width_is_refused(engine):
-    options = {"device": "cpu"} if engine is Stacking else {}
-    other = build_generator(type(CONFIG)(channels=16), seed=0)
-    wide = new_adapter(other, {"stem": 1}, seed=0)
-    with pytest.raises(ValueError, match="does not fit"):
-        engine(CONFIG, BASE.state_dict(), **options).check(wide)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sound_adapters import Dying, killed, put_adapter
-from stage_farm import Cluster, built, contents, copied, document_of, plan_of, write_config
+from stage_farm import Cluster, contents, copied, document_of, plan_of, write_config
 from terminal import Terminal
 
 from farm.artifacts import Manifest, Spec, commit, dump, find
@@ -32,6 +32,7 @@ from farm.store import LocalStore
 from farm.verify import verify
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
+NOTES = ("runs/", "glance/")  # that a run leaves
 GRACE = NOW - timedelta(days=7)
 
 
@@ -120,11 +121,6 @@ def test_what_goes_is_what_nothing_refers_to(seed: int) -> None:
         assert not find_garbage(store, [], before=GRACE).artifacts
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
-
-
 @pytest.fixture
 def store(root: Path, tmp_path: Path) -> LocalStore:
     """A finished farm whose sepia has been edited again with another prompt, and no more."""
@@ -138,7 +134,9 @@ def changed(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> set[str]:
     before = contents(store.root)
     config = FarmConfig.model_validate(document_of(store.root, catalogue__3__prompt="an old photograph"))
     run(config, screen=Screen(), stages=["concepts"])
-    new = {"/".join(key.split("/")[:3]) for key in contents(store.root).keys() - before.keys() if key[:5] != "runs/"}
+    new = {
+        "/".join(key.split("/")[:3]) for key in contents(store.root).keys() - before.keys() if not key.startswith(NOTES)
+    }
     assert len(new) == 2
     return new
 
@@ -173,7 +171,7 @@ def test_a_farm_does_nothing_after_a_collection(
     loaded = FarmConfig.model_validate(document_of(store.root))
     outcome = run(loaded, screen=Screen())
     assert outcome.built == 0 and not outcome.failures and not outcome.unpublished
-    assert {key for key in contents(store.root).keys() - after.keys() if key[:5] != "runs/"} == set()
+    assert {key for key in contents(store.root).keys() - after.keys() if not key.startswith(NOTES)} == set()
 
 
 def test_the_answer_of_a_collection_as_json(terminal: Terminal, config: Path, changed: set[str]) -> None:

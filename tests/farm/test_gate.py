@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stage_farm import built, copied, one_thread, plan_of
+from stage_farm import copied, one_thread, plan_of
 from torch import Tensor
 
 from e2gan.features import UntrainedFeatures
@@ -30,10 +30,10 @@ from farm.registry import Registry
 from farm.report import collect
 from farm.stages.adapt import publish
 from farm.stages.assess import Assessment, assess, latency_ms, measure
-from farm.stages.pretrain import read_base
 from farm.stages.ranks import read_ranks
 from farm.status import farm_status
 from farm.store import LocalStore, Store
+from farm.weights import read_base
 
 CONCEPT = "sepia"
 PEFT = ("adapter_config.json", "adapter_model.safetensors")
@@ -45,12 +45,6 @@ VARIETY, CONTRAST = "(adapters.gate.min_variety)", "(adapters.gate.min_contrast)
 def _one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished farm, only to read."""
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage_farm import built, contents, copied, one_thread, plan_of, write_config
+from stage_farm import contents, copied, plan_of, write_config
 from terminal import Terminal
 
 from farm.errors import IntegrityError, UserError
@@ -173,13 +173,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setenv("HF_TOKEN", "good")
     yield made
     made.close()
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished farm, only to read."""
-    with one_thread():
-        return built(tmp_path_factory.getbasetemp())
 
 
 def folder(root: Path) -> dict[str, bytes]:

@@ -129,9 +129,9 @@ class InterruptedStore(LocalStore):
     after: Callable[[], None] = staticmethod(lambda: None)
     before_swap: Callable[[], None] = staticmethod(lambda: None)
 
-    def get_with_etag(self, key):
+    def get_with_etag(self, key, at_most=None):
         type(self).before()
-        found = super().get_with_etag(key)
+        found = super().get_with_etag(key, at_most)
         type(self).after()
         return found
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sound_adapters import put_adapter
-from stage_farm import CONCEPTS, built, copied, edit_concept, plan_of, write_config
+from stage_farm import CONCEPTS, copied, edit_concept, plan_of, write_config
 from terminal import Terminal
 
 from farm.artifacts import Spec, commit, find
@@ -16,11 +16,6 @@ from farm.registry import Registry
 from farm.stages.ingest import ingest, split_ids
 from farm.stages.select import select, selected_ids
 from farm.store import LocalStore
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

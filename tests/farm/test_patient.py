@@ -60,6 +60,7 @@ class Flaky(LocalStore):
     put_if_absent = losing(LocalStore.put_if_absent)
     replace_if_match = losing(LocalStore.replace_if_match)
     list = losing(LocalStore.list)
+    marks = losing(LocalStore.marks)
     delete = losing(LocalStore.delete)
     get_range = losing(LocalStore.get_range)
     download = losing(LocalStore.download)
@@ -148,9 +149,9 @@ def test_an_outage_is_told_once_and_its_end_once(away, caplog):
     attempts = Counter()
 
     class Counted(LocalStore):
-        def get(self, key):
+        def get(self, key, at_most=None):
             attempts[threading.get_ident()] += 1
-            return super().get(key)
+            return super().get(key, at_most)
 
     bring_back()
     patient_store = PatientStore(Counted(store.root), 60)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from typing import Any
@@ -43,17 +44,19 @@ def counted(farm):
 
 
 def test_a_look_without_a_change_is_one_call(farm, counted):
+    for key in farm.store.list("registry/"):  # a folder's clock tells young files apart too coarsely
+        os.utime(farm.store.path(key), (0, 0))
     published = Published(counted)
     before = published.entries
     assert [*before] == ["charcoal", "fog", "ink"]
     counted.calls.clear()
     for _ in range(3):
         published.refresh()
-    assert counted.calls == {"stamps": 3}
+    assert counted.calls == {"marks": 3}
     assert published.entries is before
     farm.publish("ink", seed=11)
     published.refresh()
-    assert counted.calls == {"stamps": 4, "get_with_etag": 1}  # the one that changed
+    assert counted.calls == {"marks": 4, "get": 1}  # the one that changed
     assert (before["ink"].version, published.entries["ink"].version) == (1, 2)
 
 
@@ -62,7 +65,7 @@ def test_what_comes_and_goes_is_followed(farm, counted):
     farm.publish("wave", seed=4)
     farm.registry.unpublish("fog")
     farm.store.delete("registry/ink.json")
-    farm.store.put("registry/Not an id.json", b"{")
+    farm.store.put("registry/Not-an-id.json", b"{")
     published.refresh()
     assert [*published.entries] == ["charcoal", "wave"]
     farm.registry.rollback("fog")

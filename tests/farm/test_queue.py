@@ -135,7 +135,7 @@ def test_drop_forgets_an_item_in_any_state(queue, store):
         queue.enqueue(key, {}, priority={"broken": 2, "held": 1}.get(key, 0))
     queue.fail(queue.lease("w", 60), "no", max_attempts=1)
     held = queue.lease("w", 60)
-    for key in ("waiting", "held", "broken", "never there"):
+    for key in ("waiting", "held", "broken", "never-there"):
         queue.drop(key)
     assert list(store.list()) == []
     with pytest.raises(LeaseLostError, match="held"):

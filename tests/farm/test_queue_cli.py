@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -196,6 +197,9 @@ class Here:
             raise error
         return False
 
+    def publish(self, concept_id: str) -> None:
+        self.done.append(concept_id)
+
     def train(self, monkeypatch: pytest.MonkeyPatch, store: Store, plan: Plan, *ids: str) -> tuple[list[str], Any]:
         """The concepts in the order they were done, and the failures."""
 
@@ -211,7 +215,7 @@ class Here:
         monkeypatch.setattr(tasks, "slots", lambda worker, autoscaling: self.slots)
         monkeypatch.setattr(tasks, "POLL_SECONDS", 0.01)
         self.done: list[str] = []
-        failures = tasks.train_adapters(store, plan, ids, None, Stop(), self.done.append)  # type: ignore[arg-type]
+        failures = tasks.train_adapters(store, plan, ids, None, Stop(), self.publish)  # type: ignore[arg-type]
         return self.done, failures
 
 
@@ -276,3 +280,31 @@ def test_priorities_and_what_another_driver_has_done(
     assert here.trained == ["sepia", "charcoal", "night"], "no adapter is trained twice"
     assert all(find(store, plan.adapter(concept).path) for concept in CONCEPTS)
     assert queue.waiting() == set()
+
+
+def test_no_slot_waits_for_publishing(
+    store: LocalStore, plan: Plan, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited(store, plan, "night", "sepia")
+    begun = threading.Event()
+
+    class Slow(Here):
+        def publish(self, concept_id: str) -> None:
+            assert begun.wait(60), "the second adapter waits for the publication of the first"
+            super().publish(concept_id)
+
+    slow = Slow(1, lambda concept_id: begun.set() if concept_id == "sepia" else None)
+    assert slow.train(monkeypatch, store, plan, "night", "sepia") == (["night", "sepia"], {})
+
+
+def test_what_publishing_raises_ends_the_run(
+    store: LocalStore, plan: Plan, queue: Queue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edited(store, plan, "night")
+
+    class Refused(Here):
+        def publish(self, concept_id: str) -> None:
+            raise UserError("registry/night.json is damaged.")
+
+    with pytest.raises(UserError, match="is damaged"):
+        Refused(1, lambda concept_id: None).train(monkeypatch, store, plan, "night")

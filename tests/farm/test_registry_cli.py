@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sound_adapters import put_adapter
-from stage_farm import CONCEPTS, Cluster, built, copied, plan_of, write_config
+from stage_farm import CONCEPTS, Cluster, copied, plan_of, write_config
 from terminal import Terminal
 
 from farm.errors import StoreError
@@ -17,11 +17,6 @@ from farm.serve.engines import Merging
 from farm.serve.published import Published, UnknownConceptError
 from farm.store import LocalStore, StoreUnreachableError
 from farm.todo import make_todo
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

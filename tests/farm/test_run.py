@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from rich.console import Console
-from stage_farm import CONCEPTS, Cluster, built, contents, copied, document_of, one_thread, plan_of
+from stage_farm import CONCEPTS, Cluster, contents, copied, document_of, one_thread, plan_of
 
 from farm.artifacts import find
 from farm.config import FarmConfig
@@ -30,12 +30,6 @@ from farm.todo import make_todo
 def _one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished farm, only to read."""
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -55,7 +49,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_reports(root: Path) -> dict[str, bytes]:
-    return {key: data for key, data in contents(root).items() if not key.startswith("runs/")}
+    return {key: data for key, data in contents(root).items() if not key.startswith(("runs/", "glance/"))}
 
 
 def lines(screen: Screen) -> list[str]:

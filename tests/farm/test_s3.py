@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import socket
+import ssl
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,9 +13,13 @@ from dataclasses import replace
 
 import boto3
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from stage_farm import document_of
 from stores import SPAWN, StoreContract, fresh
+from terminal import Terminal
+from wire import wire_to
 
 from farm import s3_client
 from farm.errors import StoreError, UserError
@@ -28,6 +33,11 @@ pytestmark = pytest.mark.server
 @pytest.fixture
 def store(moto_bucket):
     return fresh(moto_bucket)
+
+
+@pytest.fixture
+def terminal(monkeypatch, capsys):
+    return Terminal(monkeypatch, capsys)
 
 
 @pytest.fixture
@@ -234,6 +244,7 @@ def test_a_missing_bucket_is_no_empty_store(store, tmp_path):
         lambda: away.get("a"),
         lambda: away.exists("a"),
         lambda: away.list(),
+        lambda: away.marks(),
         lambda: away.delete("a"),
         lambda: away.put("a", b""),
         lambda: away.put_if_absent("a", b""),
@@ -386,9 +397,109 @@ def test_what_may_pass_is_waited_for(s3_keys, hasty, status, code):
                 call("a", b"")
 
 
+@pytest.mark.parametrize("code", ["UnknownError", "ConditionalRequestConflict"])
+def test_a_write_that_met_another_is_written_again(s3_keys, monkeypatch, code):
+    """Also when boto3 repeats nothing any more, which it stops doing after many failures."""
+    monkeypatch.setattr(s3_client, "FIRST_WAIT_SECONDS", 0.001)
+    with listening(refusal("500 Internal Server Error", code)) as url:
+        store, asked = S3Store.parse(url), []
+        events = store._client.meta.events
+        events.register("before-send.s3", lambda **_: asked.append(1))
+        events.register_first("needs-retry.s3", lambda **_: False)
+        with pytest.raises(StoreUnreachableError):
+            store.replace_if_match("a", b"", "x")
+    assert len(asked) >= s3_client.ATTEMPTS
+
+
 def test_a_server_that_hangs_is_away(s3_keys, hasty, monkeypatch):
     monkeypatch.setattr(s3_client, "READ_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:
         store = S3Store("farm", endpoint_url=f"http://127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises(StoreUnreachableError):
             store.put_if_absent("a", b"")
+
+
+@pytest.fixture
+def config(tmp_path, moto_bucket):
+    """The configuration of a farm whose store is at an address, in a file."""
+
+    def of(url):
+        path = tmp_path / "farm.yaml"
+        path.write_text(yaml.safe_dump(document_of(url)))
+        return path
+
+    return of
+
+
+@pytest.mark.parametrize("command", ["status", "run", "publish", "verify"])
+def test_a_server_that_is_silent_is_told_of_soon(s3_keys, monkeypatch, terminal, config, command):
+    """It accepts and never answers: as often as a call is tried, not as often as the most patient one."""
+    monkeypatch.setattr(s3_client, "HASTY_SECONDS", 0.2)
+    monkeypatch.setattr(s3_client, "READ_SECONDS", 600)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"s3://farm/a?endpoint_url=http://127.0.0.1:{server.getsockname()[1]}"
+        more = ["--all"] if command == "publish" else []
+        told = terminal.mistake(command, "--config", config(url), *more)
+    assert told.startswith(f"The store {url} does not answer (Read timeout on endpoint URL: ")
+    assert told.endswith("): check its address.")
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    """A certificate for this machine, with its key, that nobody else trusts."""
+    import datetime
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+@contextmanager
+def over_tls(endpoint, certificate):
+    """The server of an endpoint, spoken to with TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with wire_to(endpoint) as wire:
+        wire.socket = context.wrap_socket(wire.socket, server_side=True)
+        yield wire.endpoint.replace("http:", "https:")
+
+
+def test_tls_that_is_not_trusted_here(store, authority, monkeypatch, terminal, config):
+    with over_tls(store.endpoint_url, authority) as endpoint:
+        url = f"s3://farm?endpoint_url={endpoint}"
+        told = terminal.mistake("status", "--config", config(url))
+        assert told == (
+            f"The store {url} speaks no TLS that is trusted here (CERTIFICATE_VERIFY_FAILED): write http:// in "
+            "endpoint_url if it speaks none, or name the authority of its certificate in AWS_CA_BUNDLE."
+        )
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
+        assert open_store(url).url == url
+
+
+def test_tls_spoken_to_who_speaks_none_and_the_other_way_round(store, authority, terminal, config):
+    url = f"s3://farm?endpoint_url={store.endpoint_url.replace('http:', 'https:')}"
+    told = terminal.mistake("status", "--config", config(url))
+    assert told.startswith(f"The store {url} speaks no TLS that is trusted here (")
+    with over_tls(store.endpoint_url, authority) as endpoint:
+        url = f"s3://farm?endpoint_url={endpoint.replace('https:', 'http:')}"
+        told = terminal.mistake("status", "--config", config(url))
+    assert told.startswith(f"The store {url} does not answer (") and told.endswith("): check its address.")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
-from stage_farm import CONCEPTS, built, copied, one_thread, plan_of, prepare
+from stage_farm import CONCEPTS, copied, one_thread, plan_of, prepare
 
 from e2gan.config import GeneratorConfig, TrainConfig
 from e2gan.lora import crucial_layers
@@ -33,22 +33,17 @@ from farm.stages import ranks
 from farm.stages.adapt import adapt, publish
 from farm.stages.history import History
 from farm.stages.ingest import ingest, split_ids
-from farm.stages.pretrain import live_base, pretrain, read_base
+from farm.stages.pretrain import live_base, pretrain
 from farm.stages.ranks import SearchState, commit_ranks, read_ranks, search
 from farm.stages.select import select, selected_ids
 from farm.store import LocalStore, Store
+from farm.weights import read_base
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
     with one_thread():
         yield
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished farm, only to read."""
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module")

@@ -1,22 +1,21 @@
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from stage_farm import CONCEPTS, built, copied, one_thread, plan_of
+from stage_farm import CONCEPTS, copied, one_thread, plan_of
 
+from farm.glance import Documents, kept_at
 from farm.plan import Plan
 from farm.queue import Queue, owner_name
 from farm.registry import Registry
-from farm.status import farm_status, role
+from farm.standing import look
+from farm.status import farm_status
 from farm.store import LocalStore, Store
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished farm, only to read."""
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,7 +49,6 @@ def test_a_finished_farm(root: Path) -> None:
         assert row["published"] == 1 and row["current"] and row["error"] is None
         assert row["metrics"]["n"] == 12 and row["metrics"]["l1"] > 0
     assert [row["role"] for row in found["concepts"]] == ["base", "base", "ranks", "adapter"]
-    assert role(LocalStore(root), plan_of(root), "sepia") == "adapter"
 
 
 def test_edits_half_done(root: Path, tmp_path: Path) -> None:
@@ -111,3 +109,77 @@ def test_a_published_adapter_of_another_plan_is_not_current(root: Path) -> None:
     assert row["stages"] == {"edits": "missing", "adapter": "missing", "published": "missing"}
     assert row["metrics"] is None
     assert Registry(LocalStore(root)).get("sepia") is not None
+
+
+class Asked:
+    """A store that counts what is asked of it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.calls = store, Counter[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        if callable(getattr(self.store, name)):
+            self.calls[name] += 1
+        return getattr(self.store, name)
+
+
+def test_the_store_is_asked_in_bulk(root: Path, tmp_path: Path) -> None:
+    """Each document once, and no listing a concept: not of a finished farm, nor of one that has hardly begun."""
+    plan = plan_of(root)
+    finished = Asked(LocalStore(root))
+    farm_status(finished, plan)  # type: ignore[arg-type]
+    made = len(CONCEPTS) * 2 + 4  # adapters and quality; sources, selection, base, ranks
+    assert finished.calls["get"] == made + len(CONCEPTS) + 1  # what a run would have kept
+    assert finished.calls["list"] + finished.calls["marks"] == 11
+    assert set(finished.calls) <= {"get", "list", "marks"}
+    empty = Asked(LocalStore(tmp_path))
+    farm_status(empty, plan)  # type: ignore[arg-type]
+    assert set(empty.calls) <= {"list", "marks", "get"} and sum(empty.calls.values()) == 13
+    assert empty.calls["get"] == 1
+
+
+def test_what_a_run_has_read_is_not_read_again(root: Path, tmp_path: Path) -> None:
+    store, plan = copied(root, tmp_path / "farm"), plan_of(root)
+    for path in store.root.rglob("*.json"):
+        os.utime(path, (1e9, 1e9))
+    documents = Documents(store, kept_at(plan.config.name))
+    look(documents, plan)
+    documents.keep()
+    asked = Asked(store)
+    assert farm_status(asked, plan) == {**farm_status(LocalStore(root), plan), "store": store.url}  # type: ignore[arg-type]
+    assert asked.calls["get"] == 1
+
+
+def test_what_is_finished_between_two_looks_does_not_look_lost(root: Path, tmp_path: Path) -> None:
+    """Whenever the adapter is committed, published and acknowledged, it is queued, or done."""
+    plan = plan_of(root)
+
+    def seen(when: int) -> tuple[dict[str, str], int | None]:
+        store = copied(root, tmp_path / f"farm-{when}", "edits", "quality")
+        queue, made = Queue(store, "adapters"), LocalStore(root)
+        queue.enqueue(plan.adapter_key("sepia"), {"concept": "sepia"})
+        calls = 0
+
+        class Racing:
+            def __getattr__(self, name: str) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == when:
+                    for key in [*made.list(f"{plan.adapter('sepia').path}/"), "registry/sepia.json"]:
+                        store.put(key, made.get(key))
+                    queue.drop(plan.adapter_key("sepia"))
+                return getattr(store, name)
+
+        rows = farm_status(Racing(), plan)["concepts"]  # type: ignore[arg-type]
+        [row] = [row for row in rows if row["id"] == "sepia"]
+        return row["stages"], calls if when == 0 else None
+
+    _, calls = seen(0)
+    assert calls
+    for when in range(1, calls + 1):
+        stages, _ = seen(when)
+        assert (stages["adapter"], stages["published"]) in {
+            ("queued", "missing"),
+            ("done", "missing"),
+            ("done", "done"),
+        }

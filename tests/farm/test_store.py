@@ -1,6 +1,7 @@
 import errno
 import os
 import time
+import unicodedata
 import uuid
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_no_key_leads_out_of_the_store(key):
         check_key(key)
     except ValueError:
         return
+    assert key.isascii() and key.isprintable() and unicodedata.normalize("NFKC", key) == key
     path = Path(os.path.normpath(root / key))
     assert path.is_relative_to(root)
     assert path.relative_to(root).as_posix() == key

@@ -48,6 +48,7 @@ CALLS = {
     "exists not": (lambda store: store.exists("a/x"), False, OBJECTS),
     "list": (lambda store: [*store.list()], [*OBJECTS], OBJECTS),
     "list a prefix": (lambda store: [*store.list("a/b/")], ["a/b/c"], OBJECTS),
+    "marks": (lambda store: [*store.marks("a/")], [*OBJECTS], OBJECTS),
     "list nothing": (lambda store: [*store.list("x/")], [], OBJECTS),
     "put": (lambda store: store.put("a/b/c", b"new"), None, OBJECTS | {"a/b/c": b"new"}),
     "put in a new folder": (lambda store: store.put("x/y/z", b"new"), None, OBJECTS | {"x/y/z": b"new"}),

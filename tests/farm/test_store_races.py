@@ -23,8 +23,8 @@ class TestLocalStore(StoreRaces):
 @pytest.mark.parametrize("call", [lambda store: store.put("x", b"put"), lambda store: store.delete("x")])
 def test_nothing_slips_between_a_comparison_and_its_swap(tmp_path, call):
     class Interrupted(LocalStore):
-        def get_with_etag(self, key):
-            found = super().get_with_etag(key)
+        def get_with_etag(self, key, at_most=None):
+            found = super().get_with_etag(key, at_most)
             others.append(thread.submit(call, LocalStore(self.root)))
             time.sleep(0.1)
             return found

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from sound_adapters import Dying, killed, put_adapter
-from stage_farm import built, contents, copied, plan_of, write_config
+from stage_farm import contents, copied, plan_of, write_config
 from stores import fresh
 from terminal import Terminal
 
@@ -26,11 +26,6 @@ from farm.sync import Copied, sync
 from farm.turn import turn
 
 NOT_COPIED = ("queue/", "live/", "scratch/", "probe/")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

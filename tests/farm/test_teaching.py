@@ -15,7 +15,7 @@ import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
 import pytest
-from stage_farm import DOCUMENT, built, contents, copied, plan_of
+from stage_farm import DOCUMENT, contents, copied, plan_of
 from tiny_onnx import unchanged
 
 from e2gan.pairs import Image, read_table
@@ -35,11 +35,6 @@ from farm.store import LocalStore, Store
 
 Bad = Callable[[str, int], bool]
 """Whether an image's attempt is bad."""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -115,9 +110,9 @@ class Watched(LocalStore):
     read: list[str] = field(default_factory=list, compare=False)
     written: list[str] = field(default_factory=list, compare=False)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, at_most: int | None = None) -> bytes:
         self.read.append(key)
-        return super().get(key)
+        return super().get(key, at_most)
 
     def put(self, key: str, data: bytes) -> None:
         if len(self.written) == self.most:

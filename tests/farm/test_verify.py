@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from sound_adapters import put_adapter
-from stage_farm import built, contents, copied, plan_of, write_config
+from stage_farm import contents, copied, plan_of, write_config
 from terminal import Terminal
 
 from farm.artifacts import dump
@@ -15,11 +15,6 @@ from farm.plan import Plan
 from farm.registry import Registry
 from farm.store import LocalStore
 from farm.verify import Verified, verify
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -107,9 +102,16 @@ def test_a_record_that_does_not_fit_is_told(store: LocalStore, plan: Plan) -> No
     assert record is not None
     for changes, says in (
         ({"version": 3}, "has the versions 3: restore it."),
-        ({"adapter": "adapters/night/" + 32 * "0"}, "which is not there: copy it from another store"),
-        ({"adapter": plan.adapter("sepia").path}, f"does not say what {plan.adapter('sepia').path} is"),
+        (
+            {"adapter": "adapters/night/" + 32 * "0", "digest": 32 * "0"},
+            "which is not there: copy it from another store",
+        ),
+        (
+            {"adapter": plan.adapter("sepia").path},
+            f"names '{plan.adapter('sepia').path}', not {record.adapter}): restore",
+        ),
         ({"base": 32 * "0"}, f"version 1 needs bases/{32 * '0'}, which is not there"),
+        ({"base": 32 * "0"}, f"version 1 does not say what {record.adapter} is"),
     ):
         store.put("registry/night.json", dump(record.model_copy(update=changes)))
         assert any("registry/night.json" in problem and says in problem for problem in look(store).problems)

@@ -54,7 +54,7 @@ admin socket =
 log file = {folder}/$name.log
 pid file = {folder}/$name.pid
 keyring = {folder}/keyring
-rgw max listing results = 100
+rgw max listing results = {page}
 """
 
 
@@ -74,6 +74,7 @@ class Ceph:
     """A monitor, a disk and a user, for any number of gateways."""
 
     folder: Path
+    page: int = 100  # keys of a listing; short pages make tests of many quick
     daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -103,7 +104,7 @@ class Ceph:
     def start(self) -> None:
         fsid = str(uuid.uuid4())
         port = free_port()
-        self.settings.write_text(SETTINGS.format(fsid=fsid, port=port, folder=self.folder))
+        self.settings.write_text(SETTINGS.format(fsid=fsid, port=port, folder=self.folder, page=self.page))
         for name in ("mon", "osd"):
             (self.folder / name).mkdir()
         monmap = str(self.folder / "monmap")
@@ -125,8 +126,8 @@ class Ceph:
 
 
 @contextlib.contextmanager
-def ceph(folder: Path) -> Iterator[Ceph]:
-    cluster = Ceph(folder)
+def ceph(folder: Path, page: int = Ceph.page) -> Iterator[Ceph]:
+    cluster = Ceph(folder, page)
     try:
         cluster.start()
         yield cluster
@@ -147,9 +148,8 @@ class Gateway:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> Gateway:
-        self.process = self.cluster.daemon(
-            "radosgw", "--id", f"gateway-{self.port}", f"--rgw_frontends=beast endpoint=127.0.0.1:{self.port}"
-        )
+        frontend = f"beast endpoint=127.0.0.1:{self.port} tcp_nodelay=1"  # else every small answer waits for 40 ms
+        self.process = self.cluster.daemon("radosgw", "--id", f"gateway-{self.port}", f"--rgw_frontends={frontend}")
         deadline = time.monotonic() + START_SECONDS
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(self.endpoint, timeout=10):

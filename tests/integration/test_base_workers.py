@@ -12,8 +12,9 @@ from stage_farm import copied, plan_of, prepare
 
 from farm.artifacts import Manifest, find
 from farm.plan import Plan
-from farm.stages.pretrain import live_base, pretrain, read_base, train_base_worker
+from farm.stages.pretrain import live_base, pretrain, train_base_worker
 from farm.store import LocalStore, Store
+from farm.weights import read_base
 
 pytestmark = [
     pytest.mark.ray,

@@ -14,7 +14,7 @@ import pytest
 from chaos import Draw, Farm, calm_run, chaos_run
 from ray_nodes import Cluster, cluster_in
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 class Calm(NamedTuple):

@@ -1,0 +1,59 @@
+"""`farm keys`: the keys that what is published is signed with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from farm.config_file import load_config
+from farm.errors import UserError
+from farm.options import Config, Override, naming
+
+app = typer.Typer(help="Keys, and signatures of what is published.", no_args_is_help=True)
+
+
+@app.command()
+def new(path: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)]) -> None:
+    """Make a private key, in a file that only you can read."""
+    from farm.signing import new_key, public_text
+
+    public = public_text(new_key(path))
+    print(f"{path} holds a private key: keep it out of the store, and a copy of it in a safe place.\n")
+    print(f"Where adapters are published:\n  signing: {{private_key: {path}, public_keys: [{public}]}}")
+    print(f"Where they are only served:\n  signing: {{public_keys: [{public}]}}")
+
+
+@app.command()
+def show(path: Annotated[Path, typer.Argument(help="A private key's file.", show_default=False)]) -> None:
+    """Print the public half of a private key."""
+    from farm.signing import public_text, read_public
+
+    print(public_text(read_public(path)))
+
+
+@app.command()
+def sign(config: Config, override: Override = None) -> None:
+    """Sign what was published before signatures were in use, or with another key. It counts as yours as it is then:
+    `farm verify` first."""
+    from farm.registry import Registry
+    from farm.signing import open_keys
+    from farm.store import open_store
+
+    loaded = load_config(config, override or [])
+    with naming(config):
+        if not loaded.signing.public_keys:
+            raise UserError("signing: is missing, so there is no key to sign with; `farm keys new FILE` makes one.")
+        keys = open_keys(loaded.signing.private_key, loaded.signing.public_keys)
+        keys.need_private()
+        registry = Registry(open_store(loaded.store, loaded.cluster.store_patience_seconds), keys)
+    failed = False
+    for concept in registry.concepts():
+        try:
+            print(f"{concept}: {'signed' if registry.sign(concept) else 'signed with this key already'}")
+        except UserError as error:
+            failed = True
+            print(error)
+    if failed:
+        raise typer.Exit(1)
