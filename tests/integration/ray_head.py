@@ -89,7 +89,7 @@ def ray_head(home: Path) -> Iterator[Head]:
         started = psutil.Popen(command, env=environment, stdout=output, stderr=output)
     running = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while not _listens(dashboard) or running.answer(running.token_file.read_text()) != 200:
             assert started.poll() is None and time.monotonic() < deadline, (logs / "started").read_text()
             time.sleep(0.2)
