@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ from e2gan.fast import fast_generator, share
 from e2gan.lora import Adapter, crucial_layers, merge
 from e2gan.model import Generator
 from e2gan.pairs import Image, to_bytes, to_tensor, to_unit
+from e2gan.sides import working_size
 from e2gan.train import uses_bf16
 
 
@@ -70,11 +72,7 @@ def edit_photo(generator: Generator, text: Tensor, photo: Image, *, longest_side
     """
     from PIL import Image as PILImage
 
-    if longest_side < 16:
-        raise ValueError(f"longest_side must be at least 16, not {longest_side}")
-    height, width = photo.shape[:2]
-    factor = min(1.0, longest_side / max(height, width))
-    size = [max(2, min(round(side * factor / 8), longest_side // 8)) * 8 for side in (width, height)]
+    size = working_size(photo.shape[1], photo.shape[0], longest_side=longest_side)
     resized = np.asarray(PILImage.fromarray(photo).resize(size, PILImage.Resampling.LANCZOS))
     return edit_images(generator, text, to_tensor([resized]))[0].permute(1, 2, 0).numpy()
 
@@ -103,7 +101,8 @@ class Switcher:
     channels_last: memory layout of images and convolution weights.
     rewrite: use `e2gan.fast`; when None on a CPU, where it is faster.
     compile: with torch.compile. Every shape `[n, 3, h, w]` has a graph of its own, and its first call takes up to a
-        minute; beyond `torch._dynamo.config.recompile_limit` graphs in a process new shapes run uncompiled.
+        minute; beyond `torch._dynamo.config.recompile_limit` graphs in a process new shapes run uncompiled. Of a set of
+        sizes (h, w) only these are compiled.
     """
 
     def __init__(
@@ -114,7 +113,7 @@ class Switcher:
         dtype: torch.dtype | None = None,
         channels_last: bool = True,
         rewrite: bool | None = None,
-        compile: bool = True,
+        compile: bool | Set[tuple[int, int]] = True,
     ) -> None:
         self.device = torch.device(device or next(base.parameters()).device)
         self.dtype = dtype or (torch.bfloat16 if uses_bf16(TrainConfig(), self.device) else torch.float32)
@@ -128,7 +127,8 @@ class Switcher:
             name: self._module.get_parameter(name).detach()
             for name in (f"{layer}.weight" for layer in crucial_layers(base))
         }
-        self._run = torch.compile(self._forward, dynamic=False) if compile else self._forward
+        self._compiles = compile
+        self._compiled = torch.compile(self._forward, dynamic=False) if compile else self._forward
 
     def merge(self, adapter: Adapter | None, text: Tensor) -> Merged:
         """Make an adapter ready (None: the base itself), with the prompt's embedding `[77, 768]`.
@@ -150,7 +150,9 @@ class Switcher:
             ValueError: h or w is below 16 or not a multiple of 8.
         """
         check_sides(images)
-        edited: Tensor = self._run(merged.weights, images.to(self.device), merged.text)
+        compiles = self._compiles if isinstance(self._compiles, bool) else images.shape[2:] in self._compiles
+        run = self._compiled if compiles else self._forward
+        edited: Tensor = run(merged.weights, images.to(self.device), merged.text)
         return edited
 
     def _forward(self, weights: dict[str, Tensor], images: Tensor, text: Tensor) -> Tensor:

@@ -61,12 +61,15 @@ class StackedAdapters:
         """Memory of all adapters and their prompts."""
         return sum(tensor.nbytes for tensor in (*self._stacks.values(), self._texts))
 
-    def add(self, adapter: Adapter, text: Tensor) -> int:
+    def add(self, adapter: Adapter, text: Tensor, *, instead: int | None = None) -> int:
         """Stack one more adapter with its prompt's embedding `[77, 768]`; its number, for a batch to name it by.
+
+        instead: the number of an adapter whose place it takes. Batches that were begun keep that one.
 
         Raises:
             ValueError: the adapter is not one for a generator of this shape.
         """
+        number = len(self) if instead is None else instead
         layers = crucial_layers(self._base)
         check_fit(adapter, layers)
         for name, layer in layers.items():
@@ -77,9 +80,12 @@ class StackedAdapters:
                     a = a.transpose(0, 1)  # [r, in, k, k], like a convolution's
                 rows = (a, adapter.scale * b.flatten(1).T)
             for side, row in zip("ab", rows, strict=True):
-                self._stacks[f"{name}.{side}"] = self._appended(self._stacks[f"{name}.{side}"], row)
-        self._texts = torch.cat([self._texts, self._placed(text[None])])
-        return len(self) - 1
+                self._stacks[f"{name}.{side}"] = self._with(self._stacks[f"{name}.{side}"], row, number)
+        if number == len(self):
+            self._texts = torch.cat([self._texts, self._placed(text[None])])
+        else:
+            self._texts[number] = self._placed(text)
+        return number
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, which: Tensor) -> Tensor:
@@ -101,14 +107,20 @@ class StackedAdapters:
         unit = to_unit(images).to(self.dtype, memory_format=torch.channels_last)
         return to_bytes(torch.func.functional_call(self._module, picked, (unit, texts)))
 
-    def _appended(self, stack: Tensor, row: Tensor | None) -> Tensor:
-        """The stack with one more adapter's `[rank, ...]`; zeros fill up the lower rank, which changes no product."""
+    def _with(self, stack: Tensor, row: Tensor | None, number: int) -> Tensor:
+        """The stack with an adapter's `[rank, ...]` at its number, which may be one more than there are.
+
+        Zeros fill up the lower rank, which changes no product.
+        """
         rank = stack.shape[1] if row is None else max(stack.shape[1], len(row))
-        grown = stack.new_zeros(len(stack) + 1, rank, *stack.shape[2:])
-        grown[:-1, : stack.shape[1]] = stack
+        if number == len(stack) or rank > stack.shape[1]:
+            grown = stack.new_zeros(max(len(stack), number + 1), rank, *stack.shape[2:])
+            grown[: len(stack), : stack.shape[1]] = stack
+            stack = grown
+        stack[number] = 0
         if row is not None:
-            grown[-1, : len(row)] = self._placed(row)
-        return grown
+            stack[number, : len(row)] = self._placed(row)
+        return stack
 
     def _placed(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(self.device, self.dtype)

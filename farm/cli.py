@@ -1,5 +1,5 @@
 """The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
-`unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit` and `serve`."""
+`unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit`, `serve` and `serve-key`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
-from farm import cli_concepts, cli_hub, cli_keys, cli_preflight, cli_queue, cli_registry, cli_store, cli_teachers
+from farm import (
+    cli_concepts,
+    cli_hub,
+    cli_keys,
+    cli_preflight,
+    cli_queue,
+    cli_registry,
+    cli_serve_key,
+    cli_store,
+    cli_teachers,
+)
 from farm.config import FarmConfig
 from farm.config_file import load_config
 from farm.errors import UserError
@@ -26,6 +36,7 @@ app = typer.Typer(
 app.add_typer(cli_concepts.app, name="concepts")
 app.add_typer(cli_teachers.app, name="teachers")
 app.add_typer(cli_queue.app, name="queue")
+app.add_typer(cli_serve_key.app, name="serve-key")
 app.add_typer(cli_keys.app, name="keys")
 app.command()(cli_preflight.preflight)
 app.command()(cli_registry.publish)
@@ -134,10 +145,13 @@ def edit(
 ) -> None:
     """Edit one photo with a published concept, without a server."""
     import numpy as np
+    import PIL.Image
 
-    from e2gan.infer import edit_photo
+    from e2gan.sides import working_size
     from farm.images import decode, encode
-    from farm.serve.bank import AdapterBank
+    from farm.serve.bank import Bank
+    from farm.serve.engines import Merging
+    from farm.serve.published import Published
     from farm.signing import open_keys
     from farm.store import open_store
 
@@ -152,8 +166,9 @@ def edit(
     with naming(config):
         store, keys = open_store(loaded.store), open_keys(None, loaded.signing.public_keys)
     loaded.concept(concept)
-    adapter = AdapterBank(store, byte_budget=loaded.serve.cache_mb * 2**20, keys=keys).get(concept)
-    edited = edit_photo(adapter.generator, adapter.text, np.asarray(photo), longest_side=side or loaded.serve.max_side)
+    adapter = Bank(Published(store, keys), Merging, byte_budget=loaded.serve.cache_mb * 1_000_000).get(concept)
+    size = working_size(*photo.size, longest_side=side or loaded.serve.max_side)
+    edited = adapter.edit(np.asarray(photo.resize(size, PIL.Image.Resampling.LANCZOS)))
     write_whole(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]
     print(f"{target}  {edited.shape[1]}x{edited.shape[0]}  {concept} v{adapter.version} {adapter.digest}")
 
@@ -167,24 +182,10 @@ def serve(
 ) -> None:
     """Start the HTTP endpoint with every published concept."""
     from farm.serve import app as serve_app
+    from farm.serve.settings import arguments
 
     loaded = load_config(config, override or [])
-    serve_app.run(serve_arguments(loaded), host or loaded.serve.host, port or loaded.serve.port)
-
-
-def serve_arguments(config: FarmConfig) -> dict[str, Any]:
-    """What the Serve app is built from."""
-    from farm.signing import open_keys, public_text
-    from farm.store import open_store
-
-    return {
-        "store": open_store(config.store).url,
-        "concepts": [{"id": c.id, "prompt": c.prompt, "domain": c.domain} for c in config.catalogue],
-        "max_side": config.serve.max_side,
-        "max_body_mb": config.serve.max_body_mb,
-        "cache_mb": config.serve.cache_mb,
-        "public_keys": [public_text(key) for key in open_keys(None, config.signing.public_keys).public],
-    }
+    serve_app.run(arguments(loaded), host or loaded.serve.host, port or loaded.serve.port)
 
 
 def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:

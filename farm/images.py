@@ -6,11 +6,12 @@ import contextlib
 import io
 import threading
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import PIL.Image
-from PIL import ImageCms, ImageOps
+from PIL import ImageCms
 
 from farm.errors import UserError
 
@@ -19,13 +20,33 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 50_000_000
-TOO_MANY = f"{MAX_PIXELS // 1_000_000} million pixels"
 
 _WARNINGS = threading.Lock()  # warnings.catch_warnings changes the process, so one decode at a time may do it
 
 
 class ImageError(UserError):
     """An image file that cannot be used, told in one sentence."""
+
+
+class ImageFormatError(ImageError):
+    """A file of no format that is read here."""
+
+
+class ImageSizeError(ImageError):
+    """An image of too many pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """A decoded image, upright.
+
+    colours: 8-bit RGB in sRGB, white where nothing of it is seen. alpha: L of the same size, None where all is opaque.
+    size: width and height in the file, upright; the layers may be smaller.
+    """
+
+    colours: PIL.Image.Image
+    alpha: PIL.Image.Image | None
+    size: tuple[int, int]
 
 
 def decode(data: bytes, *, what: str) -> PIL.Image.Image:
@@ -37,48 +58,114 @@ def decode(data: bytes, *, what: str) -> PIL.Image.Image:
     Raises:
         ImageError: the data are damaged, not such an image, or more than 50 million pixels.
     """
+    layers = decode_layers(data, what=what)
+    return layers.colours if layers.alpha is None else on_white(layers.colours, layers.alpha)
+
+
+def decode_layers(
+    data: bytes,
+    *,
+    what: str,
+    formats: tuple[str, ...] = FORMATS,
+    max_pixels: int = MAX_PIXELS,
+    enough: int | None = None,
+) -> Layers:
+    """The same as `decode`, its transparency apart.
+
+    formats: those of FORMATS that may be. enough: a longest side that will do; a JPEG far larger is decoded at a half,
+    a quarter or an eighth of its size, which takes less time and memory.
+
+    Raises:
+        ImageFormatError: the data are of none of the formats.
+        ImageSizeError: more than `max_pixels`, told before any is decoded.
+        ImageError: the data are damaged.
+    """
+    too_many = f"{max_pixels / 1e6:g} million pixels"
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = PIL.Image.open(io.BytesIO(data), formats=FORMATS)
+            image = PIL.Image.open(io.BytesIO(data), formats=formats)
         except PIL.UnidentifiedImageError as error:
-            raise ImageError(f"{what}: not a JPEG, PNG, WebP, BMP, TIFF or GIF image.") from error
+            *names, last = (_NAMES.get(format, format) for format in formats)
+            raise ImageFormatError(f"{what}: not a {', '.join(names)} or {last} image.") from error
         except PIL.Image.DecompressionBombError as error:
-            raise ImageError(f"{what}: more than {TOO_MANY}; scale it down.") from error
+            raise ImageSizeError(f"{what}: more than {too_many}; scale it down.") from error
         except Exception as error:  # decoders raise anything on hostile data
             raise ImageError(f"{what}: the image file is damaged ({_brief(error)}).") from error
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageError(f"{what}: {image.width} x {image.height} is more than {TOO_MANY}; scale it down.")
+        width, height = image.size
+        if width * height > max_pixels:
+            raise ImageSizeError(f"{what}: {width} x {height} is more than {too_many}; scale it down.")
         try:
+            if enough:
+                image.draft(None, (enough, enough))  # None keeps the mode
             image.load()
-            return _to_srgb(image)
+            turn = _orientation(image)
+            if turn in _SIDEWAYS:
+                width, height = height, width
+            colours, alpha = _to_srgb(image if turn is None else image.transpose(turn))
         except Exception as error:  # as above
             raise ImageError(f"{what}: the image file is damaged ({_brief(error)}).") from error
+        return Layers(colours=colours, alpha=alpha, size=(width, height))
 
 
-def encode(image: Image | PIL.Image.Image, format: Literal["png", "jpeg", "webp"], *, quality: int = 90) -> bytes:
-    """Encode an RGB image; `quality` 1 to 100 is for JPEG and WebP. The same image gives the same bytes."""
+_NAMES = {"WEBP": "WebP"}
+
+
+def on_white(colours: PIL.Image.Image, alpha: PIL.Image.Image) -> PIL.Image.Image:
+    """What is seen of RGB with this alpha (L, of the same size) on white."""
+    white = PIL.Image.new("RGB", colours.size, "white")
+    white.paste(colours, mask=alpha)
+    return white
+
+
+def encode(
+    image: Image | PIL.Image.Image, format: Literal["png", "jpeg", "webp"], *, quality: int = 90, compress: int = 6
+) -> bytes:
+    """Encode an RGB or RGBA image (no JPEG of the latter). The same image gives the same bytes.
+
+    quality: 1 to 100, for JPEG and WebP. compress: 0 to 9, how hard to try for a small PNG.
+    """
     picture = PIL.Image.fromarray(image) if isinstance(image, np.ndarray) else image
     buffer = io.BytesIO()
     if format == "png":
-        picture.save(buffer, format="PNG")
+        picture.save(buffer, format="PNG", compress_level=compress)
     else:
         picture.save(buffer, format=format.upper(), quality=quality)
     return buffer.getvalue()
 
 
-def _to_srgb(image: PIL.Image.Image) -> PIL.Image.Image:
+def _to_srgb(image: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Image | None]:
+    """RGB in sRGB, and alpha where not all is opaque."""
     profile = image.info.get("icc_profile")
-    with contextlib.suppress(Exception):  # damaged EXIF: the image stays as it lies
-        image = ImageOps.exif_transpose(image)
     colours, alpha = _eight_bits(image)
     rgb = _through_profile(colours, profile) if profile else colours.convert("RGB")
     if alpha is not None:
-        white = PIL.Image.new("RGB", rgb.size, "white")
-        white.paste(rgb, mask=alpha)
-        rgb = white
+        if alpha.getextrema()[0] == 255:
+            alpha = None
+        else:  # what is not seen at all may hold anything
+            rgb = on_white(rgb, alpha.point(lambda a: 255 if a else 0))
     rgb.info.clear()
-    return rgb
+    return rgb, alpha
+
+
+def _orientation(image: PIL.Image.Image) -> PIL.Image.Transpose | None:
+    """What sets the image upright, by its EXIF."""
+    with contextlib.suppress(Exception):  # no EXIF or a damaged one: the image stays as it lies
+        return _TURNS.get(image.getexif()[_ORIENTATION])
+    return None
+
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = {_TURNS[number] for number in (5, 6, 7, 8)}
 
 
 def _eight_bits(image: PIL.Image.Image) -> tuple[PIL.Image.Image, PIL.Image.Image | None]:

@@ -64,6 +64,12 @@ class Registry:
         """The ids of all records, sorted, without reading any. What else lies in the folder is none."""
         return recorded(self.store)
 
+    def marks(self) -> dict[str, str]:
+        """What `concepts` lists, each with a mark that changes when its record does."""
+        found = self.store.marks("registry/")
+        named = ((key.removeprefix("registry/").removesuffix(".json"), mark) for key, mark in found.items())
+        return {name: mark for name, mark in named if SLUG.fullmatch(name)}
+
     def publish(
         self,
         concept: str,

@@ -1,4 +1,4 @@
-"""Servers of S3 that tests share: one in Python, and a real one where its programs are there."""
+"""What tests share: PyTorch with one thread, and servers of S3, one in Python and a real one where its programs are."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ import rgw
 BUCKET = "farm"
 
 pytest.register_assert_rewrite("stores")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """PyTorch with one thread, so that the same edit has the same bits on any machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

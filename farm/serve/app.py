@@ -5,77 +5,37 @@ Started by `serve run farm.serve.app:build config=configs/demo.yaml`, `serve dep
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import torch
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from e2gan.infer import edit_photo
 from e2gan.pairs import Image
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.serve.bank import AdapterBank, UnknownConceptError
-from farm.serve.listing import Described, Listing
-from farm.serve.web import BusyError, Edited, create_app
-from farm.signing import open_keys, public_text
+from farm.serve.editing import Answer, Edited, UnavailableError, Wanted
+from farm.serve.editor import HEALTHY_SECONDS, Editor, Job
+from farm.serve.listing import Listing
+from farm.serve.problems import BusyError
+from farm.serve.published import Published
+from farm.serve.replicas import Replicas
+from farm.serve.settings import Settings
+from farm.serve.web import create_app
+from farm.signing import open_keys
 from farm.store import open_store
 
 if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
+_log = logging.getLogger(__name__)
 
-class Settings(BaseModel):
-    """What the service is told.
-
-    store: the farm's store, as `open_store` takes it.
-    concepts: the catalogue, to describe what is served, which is what the store publishes.
-    max_side: longest side of an edited photo in pixels.
-    cache_mb: memory for adapters, in millions of bytes, in each editing replica.
-    max_body_mb: largest upload, in millions of bytes.
-    cpus: CPUs of one editing replica.
-    public_keys: whose signatures count, as `signing.public_keys` of a farm; everything is served when there are none.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    store: str
-    concepts: tuple[Described, ...] = ()
-    max_side: int = Field(default=512, ge=64, le=4096)
-    cache_mb: int = Field(default=512, ge=1)
-    max_body_mb: float = Field(default=10, gt=0)
-    cpus: int = Field(default=1, ge=1)
-    public_keys: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, args: Mapping[str, Any]) -> Self:
-        """Settings from arguments; `config`, the path of a farm's YAML, stands for those left out.
-
-        Raises:
-            UserError: an argument is missing, unknown or out of range, or the store cannot be opened.
-        """
-        given = dict(args)
-        if path := given.pop("config", None):
-            farm = load_config(path)
-            concepts = [concept.model_dump(include={"id", "prompt", "domain"}) for concept in farm.catalogue]
-            own = farm.serve.model_dump(exclude={"host", "port"})
-            signed = {"public_keys": farm.signing.public_keys}
-            given = {"store": farm.store, "concepts": concepts, **own, **signed, **given}
-        try:
-            settings = cls.model_validate(given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"The service's argument {place}: {first['msg']}.") from error
-        # Replicas may run in another folder, or on another machine.
-        keys = tuple(map(public_text, open_keys(None, settings.public_keys).public))
-        return settings.model_copy(update={"store": open_store(settings.store).url, "public_keys": keys})
+_BATCH_SECONDS = 0.005  # for how long a GPU waits for more photos
+_LISTEN_SECONDS = 5.0
+_TELL_SECONDS = 30.0
 
 
 class Editing:
@@ -83,22 +43,27 @@ class Editing:
 
     def __init__(self, settings: Settings) -> None:
         _keep_to_loopback()
-        torch.set_num_threads(settings.cpus)
-        keys = open_keys(None, settings.public_keys)
-        self._bank = AdapterBank(open_store(settings.store), byte_budget=settings.cache_mb * 1_000_000, keys=keys)
-        self._longest_side = settings.max_side
+        self._editor = Editor(settings)
+        if settings.gpus:
+            from ray import serve
 
-    def edit(self, concept: str, photo: Image) -> Edited | UnknownConceptError:
-        """An unknown concept is returned rather than raised: Serve would log a traceback for it."""
-        began = time.perf_counter()
-        try:
-            loaded = self._bank.get(concept)
-        except UnknownConceptError as error:
-            return error
-        ready = time.perf_counter()
-        image = edit_photo(loaded.generator, loaded.text, photo, longest_side=self._longest_side)
-        steps = {"load": (ready - began) * 1e3, "edit": (time.perf_counter() - ready) * 1e3}
-        return Edited(image=image, version=loaded.version, digest=loaded.digest, base=loaded.base, milliseconds=steps)
+            @serve.batch(max_batch_size=settings.batch, batch_wait_timeout_s=_BATCH_SECONDS)
+            async def collect(jobs: list[Job]) -> list[Edited]:
+                return await self._editor.together(jobs)
+
+            self._editor.collect = collect
+        self._editor.start()
+
+    async def edit(self, wanted: Wanted, photo: Image) -> Answer:
+        return await self._editor.edit(wanted, photo)
+
+    def tell(self, method: str, *args: Any) -> Any:
+        """Run a method of the editor's in one of Serve's threads."""
+        return getattr(self._editor, method)(*args)
+
+    def check_health(self) -> None:
+        """Asked by Serve every few seconds: an exception has the replica replaced."""
+        self._editor.check()
 
 
 class Web:
@@ -108,26 +73,48 @@ class Web:
         _keep_to_loopback()
         self._settings = settings
         self._editing = editing
+        self._replicas = Replicas(fewest=settings.replicas, max_waiting=settings.max_waiting)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         settings = self._settings
-        return create_app(
-            self._edit,
-            Listing(open_store(settings.store), settings.concepts),
-            max_side=settings.max_side,
-            max_body_mb=settings.max_body_mb,
-        )
+        keys = open_keys(None, settings.public_keys)
+        published = Published(open_store(settings.store), keys, seconds=settings.watch_seconds)
+        published.follow()
+        threading.Thread(target=self._listen, name="replicas", daemon=True).start()
+        return create_app(self._edit, Listing(published, settings.concepts), settings, self._replicas, self._broadcast)
 
-    async def _edit(self, concept: str, photo: Image) -> Edited:
+    async def _edit(self, wanted: Wanted, photo: Image) -> Edited:
         from ray.serve.exceptions import BackPressureError
 
         try:
-            edited: Edited | UnknownConceptError = await self._editing.edit.remote(concept, photo)
+            answer: Answer = await self._editing.edit.remote(wanted, photo)
         except BackPressureError as error:
             raise BusyError from error
-        if isinstance(edited, UnknownConceptError):
-            raise edited
-        return edited
+        if isinstance(answer, Edited):
+            return answer
+        if isinstance(answer, UnavailableError):
+            raise BusyError(f"{answer} cannot be loaded now", 5)
+        raise answer
+
+    async def _broadcast(self, method: str, *args: Any) -> list[Any]:
+        call = self._editing.broadcast("tell", method, *args)
+        return await call.results_async(timeout_s=_TELL_SECONDS, return_exceptions=True)
+
+    def _listen(self) -> None:
+        """Have the replicas check themselves, and hear how they are."""
+        while True:
+            try:
+                reports = self._editing.broadcast("tell", "check").results(
+                    timeout_s=_TELL_SECONDS, return_exceptions=True
+                )
+            except Exception as error:  # none is running
+                reports = [error]
+            for report in reports:
+                if isinstance(report, Exception):
+                    _log.warning("an editing replica does not edit: %s", report)
+                else:
+                    self._replicas.hear(report)
+            time.sleep(_LISTEN_SECONDS)
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -135,10 +122,19 @@ def build(args: dict[str, Any]) -> Application:
     settings = Settings.of(args)
     from ray import serve
 
+    # Web decides how many wait, and they wait in the replicas: Serve's own queue looks for a free one now and then.
+    at_once = 2 * (1 + settings.max_waiting)
     editing = serve.deployment(
-        max_ongoing_requests=2,  # one edits while the other's adapter loads
-        max_queued_requests=50,  # below what Web takes on, so that it is Web that says the service is busy
-        ray_actor_options={"num_cpus": settings.cpus},
+        max_ongoing_requests=at_once,
+        autoscaling_config={
+            "min_replicas": settings.replicas,
+            "max_replicas": settings.max_replicas or settings.replicas,
+            "target_ongoing_requests": max(1, settings.max_waiting / 2),
+        },
+        ray_actor_options={"num_cpus": settings.cpus, "num_gpus": settings.gpus},
+        health_check_period_s=HEALTHY_SECONDS,
+        health_check_timeout_s=60,
+        logging_config={"enable_access_log": False},  # Web's says it all
     )(Editing)
     web = serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(serve.ingress()(Web))
     return web.bind(settings, editing.bind(settings))
@@ -162,6 +158,8 @@ def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000, *, bloc
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Despite its name it puts the ports of a Ray started here on 127.0.0.1; it is read when ray is imported.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # A busy machine takes longer than the 5 seconds of default, and Serve gives up after three such.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     import ray
     from ray import serve
 
@@ -172,10 +170,11 @@ def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000, *, bloc
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     try:
         serve.run(build(args), name="farm", route_prefix="/")
-        listed = Listing(open_store(settings.store), ())()
+        listed = [*Published(open_store(settings.store), open_keys(None, settings.public_keys)).entries]
         url = f"http://{host}:{port}"
         print(f"{len(listed)} concepts at {url}/, for example:")
-        print(f"curl --data-binary @photo.jpg {url}/v1/edit/{listed[0]['id'] if listed else 'CONCEPT'} > edited.png")
+        key = "-H 'X-API-Key: KEY' " if settings.keys else ""
+        print(f"curl {key}--data-binary @photo.jpg {url}/v1/edit/{listed[0] if listed else 'CONCEPT'} > edited.png")
         if block:
             threading.Event().wait()
     except BaseException as error:

@@ -1,208 +1,298 @@
-"""Adapters in memory: merged into their base on demand, bounded in bytes, renewed from the registry."""
+"""Adapters in memory: loaded when first asked for, bounded in bytes, renewed from the registry.
+
+There are two kinds of things. An adapter as it was trained takes some hundred kB and a call of the store; made ready
+for its engine at one strength it takes as much again or, merged, some MB, and milliseconds. So what is ready goes
+first when memory is short, and the adapters stay as long as they can.
+"""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
 from weakref import WeakValueDictionary
 
 from torch import Tensor
 
 from e2gan.config import GeneratorConfig
-from e2gan.infer import adapted_generator
-from e2gan.model import Generator
-from farm.errors import UserError
-from farm.registry import Entry, Registry
-from farm.serve.listing import published
-from farm.signing import NOBODY, Keys
-from farm.store import Store, where
+from e2gan.lora import Adapter
+from e2gan.pairs import Image
+from farm.registry import Release
+from farm.serve.engines import Engine, Ready
+from farm.serve.once import Once
+from farm.serve.published import Published
+from farm.threads import in_threads
 from farm.weights import read_adapter, read_base
 
 _log = logging.getLogger(__name__)
 
-
-class UnknownConceptError(UserError, KeyError):
-    """Nothing is published under this name; `near` holds published names that resemble it."""
-
-    def __init__(self, concept: str, near: tuple[str, ...]) -> None:
-        super().__init__(concept, near)
-        self.concept = concept
-        self.near = near
-
-    def __str__(self) -> str:
-        hint = f"; did you mean {' or '.join(self.near)}?" if self.near else ""
-        return f"no concept {self.concept!r} is published{hint or '.'}"
+LOADERS = 4
+"""Adapters that are loaded at once, of those that nobody waits for."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A concept ready to edit with: `edit_photo(loaded.generator, loaded.text, photo, …)`.
+    """A concept ready to edit with. Later changes to the bank do not touch it.
 
-    version, digest: of the published adapter. base: digest of the base it is merged into.
-    text: the prompt's embedding, `[77, 768]`.
+    version, digest: of the published adapter. base: digest of the base it belongs to.
     """
 
     concept: str
     version: int
     digest: str
     base: str
-    generator: Generator
+    engine: Engine
+    ready: Ready
+
+    def edit(self, photo: Image) -> Image:
+        """Edit a photo, uint8 `[h, w, 3]` with sides as the network takes them; the same comes back."""
+        return self.engine.edit([(self.ready, photo)])[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """An adapter as it was trained, its tensors in fp16 as its files have them, with its prompt's embedding.
+
+    engine: kept alive by those that need it.
+    """
+
+    concept: str
+    adapter: Adapter
     text: Tensor
+    engine: Engine
+    nbytes: int
 
 
 @dataclass(frozen=True)
-class _Base:
-    config: GeneratorConfig
-    weights: dict[str, Tensor]
-
-
-@dataclass
 class _Slot:
-    """A concept in memory. base: kept for the adapters to come; size: bytes not shared with the base."""
+    """What is ready for the engine, of a concept."""
 
-    loaded: Loaded
-    base: _Base
-    size: int
-    check_at: float = 0.0
+    concept: str
+    engine: Engine
+    ready: Ready
+
+    @property
+    def nbytes(self) -> int:
+        return self.ready.nbytes
 
 
-class AdapterBank:
-    """The published concepts of a store, loaded when first asked for; safe to share between threads.
+_Key = tuple[str, float]
+"""An adapter's folder, and a strength."""
 
-    byte_budget: bytes of the adapters kept, counting only what each does not share with its base. The least
-        recently used go first; the most recently used one stays even when it alone is larger than the budget.
-    check_seconds: how old an answer of the registry may be. A version published meanwhile is then loaded by
-        the first caller while the others are still given the old one. One that cannot be loaded is logged and
-        tried again at the next check, and the old one stays.
-    keys: whose signatures count (`farm.signing`).
+
+class Bank:
+    """The published concepts of a store, for any number of threads.
+
+    new_engine: makes an engine of a base's configuration and weights.
+    byte_budget: bytes of adapters kept, beside the bases. The least recently used go first; what was used last stays
+        even when it alone is larger than the budget, and so does what is pinned.
+
+    Of a concept that changes while it is served, the new version is loaded first and given afterwards. One that cannot
+    be loaded is logged and tried again, and the old one stays.
     """
 
     def __init__(
         self,
-        store: Store,
+        published: Published,
+        new_engine: Callable[[GeneratorConfig, dict[str, Tensor]], Engine],
         *,
         byte_budget: int,
-        check_seconds: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
-        keys: Keys = NOBODY,
+        pinned: Iterable[str] = (),
     ) -> None:
-        self._store = store
-        self._keys = keys
+        self._published = published
+        self._new_engine = new_engine
         self._byte_budget = byte_budget
-        self._check_seconds = check_seconds
-        self._clock = clock
-        self._lock = threading.Lock()  # guards _slots and _loading; never held while something loads
-        self._slots: OrderedDict[str, _Slot] = OrderedDict()  # least recently used first
-        self._loading: dict[str, Future[_Slot]] = {}
+        self._pinned = set(pinned)
+        self._lock = threading.Lock()  # guards what follows; never held while something loads
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()  # least recently used first, by folder
+        self._ready: OrderedDict[_Key, _Slot] = OrderedDict()
+        self._served: dict[str, Release] = {}  # what each concept that was asked for is given as
+        self._stale: set[str] = set()  # concepts whose new version cannot be loaded
+        self._counts: Counter[str] = Counter()
+        self._once = Once()
         self._base_lock = threading.Lock()  # held while a base loads, so that it loads once
-        self._bases: WeakValueDictionary[str, _Base] = WeakValueDictionary()
+        self._engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 
-    def get(self, concept: str) -> Loaded:
-        """The concept's published version; later changes to the bank do not touch what was returned.
+    def get(self, concept: str, version: int | None = None, strength: float = 1.0) -> Loaded:
+        """The concept's current version, or an earlier one, at a strength of 0 to 1.
 
         Many callers at once cause one load, which the others wait for.
 
         Raises:
-            UnknownConceptError: nothing is published under this name.
-            UserError: the first version ever asked for cannot be loaded (damaged, or made for another base).
+            UnknownConceptError: nothing is published under this name, or not in this version.
+            UserError, OSError: it cannot be loaded: damaged, made for another base, or the store is away.
         """
+        release = self._published.release(concept, version)
+        if version is None:
+            release = self._served.get(concept, release)  # the new one is being loaded
+        slot = self._slot(concept, release, strength)
+        if version is None:
+            self._served.setdefault(concept, release)
+        return Loaded(
+            concept=concept,
+            version=release.version,
+            digest=release.digest,
+            base=release.base,
+            engine=slot.engine,
+            ready=slot.ready,
+        )
+
+    def renew(self) -> None:
+        """Load what was published since, of the concepts that are served."""
+        entries = self._published.entries
         with self._lock:
-            slot = self._slots.get(concept)
-            if slot is not None:
-                self._slots.move_to_end(concept)
-                if concept in self._loading or self._clock() < slot.check_at:
-                    return slot.loaded
-            others = self._loading.get(concept)
-            if others is None:
-                mine = self._loading[concept] = Future()
-        if others is not None:
-            return others.result().loaded
-        try:
-            current = self._current(concept, slot)
-        except BaseException as error:
+            served = dict(self._served)
+        for concept in served.keys() - entries.keys():
             with self._lock:
-                self._slots.pop(concept, None)
-                del self._loading[concept]
-            mine.set_exception(error)
-            raise
+                self._served.pop(concept, None)
+                self._stale.discard(concept)
+        changed = [concept for concept, release in served.items() if _differs(entries.get(concept), release)]
+        for _ in in_threads(self._renew, changed, LOADERS):
+            pass
+
+    def prefetch(self, first: Iterable[str] = ()) -> None:
+        """Load adapters while half of the budget is free: those that are pinned, the ones given, then all others."""
+        order = dict.fromkeys([*sorted(self._pinned), *first])
+        for concept in [*order, *(other for other in self._published.entries if other not in order)]:
+            if concept not in self._pinned and self.nbytes > self._byte_budget / 2:
+                break
+            with suppress(Exception):  # whoever asks for it is told
+                if concept in order:
+                    self.get(concept)
+                else:
+                    self._adapter(concept, self._published.release(concept))
+
+    def pin(self, concept: str, pinned: bool = True) -> None:
+        """Keep a concept in memory whatever else is asked for, or no longer. Loads it. Raises as `get`."""
+        if pinned:
+            self._published.release(concept)
+            self._pinned.add(concept)
+            self.get(concept)
+        else:
+            self._pinned.discard(concept)
+
+    def evict(self, concept: str) -> None:
+        """Forget what is in memory of a concept; requests under way keep theirs."""
         with self._lock:
-            self._keep(concept, current)
-            del self._loading[concept]
-        mine.set_result(current)
-        return current.loaded
+            for key in [key for key, slot in self._ready.items() if slot.concept == concept]:
+                self._dropped(self._ready, key)
+            for path in [path for path, kept in self._kept.items() if kept.concept == concept]:
+                self._dropped(self._kept, path)
 
     @property
-    def size(self) -> int:
-        """Bytes of the adapters in memory that they do not share with their bases."""
+    def nbytes(self) -> int:
+        """Bytes of the adapters in memory, ready or not, that they do not share with their bases."""
         with self._lock:
-            return self._size()
+            return self._nbytes()
 
-    def _size(self) -> int:
-        return sum(slot.size for slot in self._slots.values())
+    def report(self) -> dict[str, Any]:
+        """Counts since the start (`hits`, `misses`, `loads`, `evictions`, `failures`), and how things are now."""
+        with self._lock:
+            now = {"bytes": self._nbytes(), "adapters": len(self._kept), "ready": len(self._ready)}
+            return {**self._counts, **now, "stale": len(self._stale), "pinned": len(self._pinned)}
 
-    def _keep(self, concept: str, slot: _Slot) -> None:
-        slot.check_at = self._clock() + self._check_seconds
-        self._slots[concept] = slot
-        self._slots.move_to_end(concept)
-        while self._size() > self._byte_budget and len(self._slots) > 1:
-            self._slots.popitem(last=False)
-
-    def _current(self, concept: str, old: _Slot | None) -> _Slot:
-        """The old slot when it is what is published, or what is published cannot be had; else a new one."""
-        try:
-            entry = self._entry(concept)
-            if old and (old.loaded.version, old.loaded.digest) == (entry.version, entry.digest):
-                return old
-            return self._load(entry)
-        except UnknownConceptError:
-            raise
-        except Exception as error:  # whatever is wrong with the new version, the old one still works
-            if old is None:
-                raise
-            _log.warning("%s: version %d stays in service: %s", concept, old.loaded.version, error)
-            return old
-
-    def _entry(self, concept: str) -> Entry:
-        try:
-            entry = Registry(self._store, self._keys).get(concept)
-        except ValueError:  # not even a slug
-            entry = None
+    def _renew(self, concept: str) -> None:
+        entry = self._published.entries.get(concept)
         if entry is None:
-            near = difflib.get_close_matches(concept, Registry(self._store).concepts())
-            raise UnknownConceptError(concept, tuple(published(self._store, near)))
-        return entry
-
-    def _load(self, entry: Entry) -> _Slot:
-        base = self._base(entry.base)
-        adapter, text = read_adapter(self._store, entry.adapter, entry.base, base.config, self._keys)
+            return
         try:
-            generator = adapted_generator(base.config, base.weights, adapter)
-        except ValueError as error:
-            raise UserError(f"{where(self._store, entry.adapter)}: {error}.") from error
-        owned = [
-            tensor
-            for name, tensor in generator.state_dict().items()
-            if tensor.data_ptr() != base.weights[name].data_ptr()
-        ]
-        loaded = Loaded(
-            concept=entry.concept,
-            version=entry.version,
-            digest=entry.digest,
-            base=entry.base,
-            generator=generator,
-            text=text,
-        )
-        return _Slot(loaded, base, sum(tensor.nbytes for tensor in (*owned, text)))
+            self._slot(concept, entry, 1.0)
+        except Exception as error:  # whatever is wrong with the new version, the old one still works
+            with self._lock:
+                self._stale.add(concept)
+            _log.warning("%s: version %d is not served, the one before it stays: %s", concept, entry.version, error)
+        else:
+            with self._lock:
+                self._served[concept] = entry
+                self._stale.discard(concept)
 
-    def _base(self, digest: str) -> _Base:
+    def _slot(self, concept: str, release: Release, strength: float) -> _Slot:
+        key = (release.adapter, strength)
+        with self._lock:
+            slot = self._ready.get(key)
+            if slot is not None:
+                self._ready.move_to_end(key)
+                if release.adapter in self._kept:
+                    self._kept.move_to_end(release.adapter)
+                self._counts["hits"] += 1
+                return slot
+            self._counts["misses"] += 1
+
+        def make() -> _Slot:
+            kept = self._adapter(concept, release)
+            tensors = {name: tensor.float() for name, tensor in kept.adapter.tensors.items()}
+            scaled = replace(kept.adapter, scale=strength * kept.adapter.scale, tensors=tensors)
+            slot = _Slot(concept, kept.engine, kept.engine.ready(scaled, kept.text.float()))
+            with self._lock:
+                self._ready[key] = slot
+                self._make_room()
+            return slot
+
+        made: _Slot = self._once(key, make)
+        return made
+
+    def _adapter(self, concept: str, release: Release) -> _Kept:
+        """The adapter as it was trained, from memory or from the store."""
+        with self._lock:
+            found = self._kept.get(release.adapter)
+            if found is not None:
+                self._kept.move_to_end(release.adapter)
+                return found
+
+        def fetch() -> _Kept:
+            try:
+                kept = self._load(concept, release)
+            except Exception:
+                with self._lock:
+                    self._counts["failures"] += 1
+                raise
+            with self._lock:
+                self._counts["loads"] += 1
+                self._kept[release.adapter] = kept
+                self._make_room()
+            return kept
+
+        kept: _Kept = self._once(release.adapter, fetch)
+        return kept
+
+    def _make_room(self) -> None:
+        slots: OrderedDict[Any, Any]
+        for slots in (self._ready, self._kept):
+            last = next(reversed(slots), None)
+            for key in [key for key, slot in slots.items() if slot.concept not in self._pinned and key != last]:
+                if self._nbytes() <= self._byte_budget:
+                    return
+                self._dropped(slots, key)
+
+    def _dropped(self, slots: OrderedDict[Any, Any], key: Any) -> None:
+        del slots[key]
+        self._counts["evictions"] += 1
+
+    def _nbytes(self) -> int:
+        return sum(slot.nbytes for slots in (self._ready, self._kept) for slot in slots.values())
+
+    def _load(self, concept: str, release: Release) -> _Kept:
+        engine = self._engine(release.base)
+        store, keys = self._published.store, self._published.keys
+        adapter, text = read_adapter(store, release.adapter, release.base, engine.config, keys)
+        tensors = {name: tensor.half() for name, tensor in adapter.tensors.items()}
+        text = text.half()
+        nbytes = sum(tensor.nbytes for tensor in (*tensors.values(), text))
+        adapter = replace(adapter, tensors=tensors)
+        return _Kept(concept=concept, adapter=adapter, text=text, engine=engine, nbytes=nbytes)
+
+    def _engine(self, base: str) -> Engine:
         with self._base_lock:
-            base = self._bases.get(digest)
-            if base is None:
-                base = self._bases[digest] = _Base(*read_base(self._store, f"bases/{digest}", self._keys))
-            return base
+            engine = self._engines.get(base)
+            if engine is None:
+                found = read_base(self._published.store, f"bases/{base}", self._published.keys)
+                engine = self._engines[base] = self._new_engine(*found)
+            return engine
+
+
+def _differs(entry: Release | None, served: Release) -> bool:
+    return entry is not None and entry.version != served.version

@@ -1,35 +1,24 @@
-"""What a store's registry publishes, for people and programs that choose a concept."""
+"""What is published, for people and programs that choose a concept."""
 
 from __future__ import annotations
 
-import logging
-import threading
-import time
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from farm.errors import UserError
-from farm.glance import Documents
-from farm.registry import Entry, read_record, recorded
-from farm.store import Reader, Store
+from farm.artifacts import need_artifact
+from farm.lineage import trace
+from farm.registry import Release
+from farm.serve.published import Published
+from farm.wording import plain
 
-_log = logging.getLogger(__name__)
-
-
-def published(store: Reader, concepts: Iterable[str]) -> dict[str, Entry]:
-    """Those of the concepts that are published. One whose record is damaged is logged and left out."""
-    found = {}
-    for concept in concepts:
-        try:
-            entry = read_record(store, concept)
-        except (UserError, ValueError) as error:
-            _log.warning("%s is not listed: %s", concept, error)
-        else:
-            if entry is not None and entry.published:
-                found[concept] = entry
-    return found
+PREVIEWS = 300
+"""Previews that are kept in memory; one has some ten kB."""
 
 
 class Described(BaseModel):
@@ -40,34 +29,116 @@ class Described(BaseModel):
     id: str
     prompt: str | None = None
     domain: str | None = None
+    category: str | None = None
+
+
+class Row(BaseModel):
+    """A published concept. metrics: what its adapter was judged by. preview: path of a picture of its edits."""
+
+    id: str = Field(examples=["charcoal"])
+    prompt: str | None = Field(examples=["a charcoal drawing"])
+    domain: str | None = Field(examples=["scenery"])
+    category: str | None = Field(examples=["drawing"])
+    version: int = Field(examples=[3])
+    digest: str = Field(examples=["0e1f9f2bd1b94d7aa6b1f1b7d0c2a3e4"])
+    metrics: dict[str, Any] = Field(examples=[{"l1": 0.061, "l1_untouched": 0.47}])
+    preview: str = Field(examples=["/v1/concepts/charcoal/preview.webp"])
+
+
+class Category(BaseModel):
+    """A kind of concept, and how many of those that were searched for are of it."""
+
+    id: str = Field(examples=["drawing"])
+    count: int = Field(examples=[4])
+
+
+class Rows(BaseModel):
+    """A page of what was searched for. total: on all pages. categories: of all that `q` finds, whatever `category`."""
+
+    concepts: list[Row]
+    total: int = Field(examples=[1])
+    page: int = Field(examples=[1])
+    pages: int = Field(examples=[1])
+    categories: list[Category]
+
+
+class Version(BaseModel):
+    """A release of a concept. restores: the version whose adapter a rollback published again."""
+
+    version: int = Field(examples=[3])
+    action: str = Field(examples=["published"])
+    digest: str = Field(examples=["0e1f9f2bd1b94d7aa6b1f1b7d0c2a3e4"])
+    base: str = Field(examples=["8a5c0e2f6f0c4c7f9d0c1e2b3a495867"])
+    published_at: str = Field(examples=["2026-11-28T22:00:00+00:00"])
+    restores: int | None = None
+
+
+class Detail(Row):
+    """A published concept with its history, oldest release first. lineage: path of what it was made from."""
+
+    base: str = Field(examples=["8a5c0e2f6f0c4c7f9d0c1e2b3a495867"])
+    history: list[Version]
+    lineage: str = Field(examples=["/v1/concepts/charcoal/lineage"])
 
 
 class Listing:
-    """The rows of `GET /v1/concepts`: what is published, with prompt and domain where the catalogue has them.
+    """Answers about what is published, with prompt, domain and category where the catalogue has them."""
 
-    max_age: seconds after which the registry is listed again, and what has changed in it is read.
-
-    A concept whose record is damaged is logged and left out.
-    """
-
-    def __init__(self, store: Store, catalogue: Iterable[Described], *, max_age: float = 5.0) -> None:
-        self._documents = Documents(store)
+    def __init__(self, published: Published, catalogue: Iterable[Described]) -> None:
+        self.published = published
         self._catalogue = {concept.id: concept for concept in catalogue}
-        self._max_age = max_age
-        self._lock = threading.Lock()
-        self._listed: list[dict[str, Any]] = []
-        self._list_at = 0.0
+        self._preview = lru_cache(PREVIEWS)(self._read_preview)
 
-    def __call__(self) -> list[dict[str, Any]]:
-        """Sorted by id: `id`, `prompt`, `domain` (None where unknown), `version`, `digest`, `metrics`."""
-        with self._lock:
-            if time.monotonic() >= self._list_at:
-                registry = self._documents.look("registry/", wanted=lambda key: True)
-                entries = published(registry, recorded(registry))
-                self._listed = [self._row(concept, entry) for concept, entry in entries.items()]
-                self._list_at = time.monotonic() + self._max_age
-            return self._listed
+    def search(self, q: str = "", category: str | None = None, *, page: int = 1, per_page: int = 60) -> Rows:
+        """The concepts, sorted by id, in whose id, prompt or category all words of `q` occur."""
+        words = plain(q).split()
+        rows = [self._row(concept) for concept in self.published.entries]
+        found = [row for row in rows if all(word in _words(row) for word in words)]
+        kinds = Counter(row["category"] for row in found if row["category"])
+        if category is not None:
+            found = [row for row in found if row["category"] == category]
+        first = (page - 1) * per_page
+        return Rows(
+            concepts=[Row(**row) for row in found[first : first + per_page]],
+            total=len(found),
+            page=page,
+            pages=max(1, -(-len(found) // per_page)),
+            categories=[Category(id=name, count=count) for name, count in sorted(kinds.items())],
+        )
 
-    def _row(self, concept: str, entry: Entry) -> dict[str, Any]:
+    def detail(self, concept: str) -> Detail:
+        """Raises UnknownConceptError."""
+        self.published.release(concept)
+        entry = self.published.entries[concept]
+        history = [Version.model_validate(release.model_dump()) for release in entry.releases]
+        return Detail(**self._row(concept), base=entry.base, history=history, lineage=f"/v1/concepts/{concept}/lineage")
+
+    def lineage(self, concept: str) -> dict[str, Any]:
+        """What `farm lineage --json` prints. Reads the store's manifests. Raises UnknownConceptError."""
+        self.published.release(concept)
+        return trace(self.published.store, concept).document()
+
+    def preview(self, concept: str) -> tuple[bytes | None, str]:
+        """A WebP picture of the adapter's edits, None when it has none, and its etag. Raises UnknownConceptError."""
+        release = self.published.release(concept)
+        return self._preview(release.adapter), f'"{release.digest}"'
+
+    def _read_preview(self, adapter: str) -> bytes | None:
+        artifact = need_artifact(self.published.store, adapter, self.published.keys)
+        return artifact.read("preview.webp") if "preview.webp" in artifact.manifest.files else None
+
+    def _row(self, concept: str) -> dict[str, Any]:
+        release: Release = self.published.entries[concept]
         described = self._catalogue.get(concept) or Described(id=concept)
-        return described.model_dump() | entry.model_dump(include={"version", "digest", "metrics"})
+        row = described.model_dump() | release.model_dump(include={"version", "digest", "metrics"})
+        return {**row, "preview": f"/v1/concepts/{concept}/preview.webp"}
+
+
+def etag(document: BaseModel) -> str:
+    """Another one for every other content."""
+    text = json.dumps(document.model_dump(), sort_keys=True)
+    return f'"{hashlib.sha256(text.encode()).hexdigest()[:32]}"'
+
+
+def _words(row: dict[str, Any]) -> str:
+    return plain(" ".join(filter(None, (row["id"].replace("-", " "), row["id"], row["prompt"], row["category"]))))

@@ -1,161 +1,224 @@
-"""The HTTP interface: uploads checked and decoded, edits encoded, every error a problem document (RFC 9457).
+"""The HTTP interface.
 
-Nothing here knows about Ray or models: `create_app` is given a function that edits and one that lists.
+Nothing here knows about Ray or models: `create_app` is given a function that edits.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
+import base64
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from http import HTTPStatus
-from importlib import resources
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated
 
-import numpy as np
-import PIL.Image
-from fastapi import FastAPI, Path, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from fastapi import APIRouter, Depends, FastAPI, Path, Query, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
 
 from e2gan.pairs import Image
-from farm.images import ImageError, decode, encode
-from farm.serve.bank import UnknownConceptError
+from farm.config import ServiceConfig
+from farm.serve import openapi
+from farm.serve.access import Access
+from farm.serve.admin import Broadcast, admin_routes
+from farm.serve.browsing import browsing_routes
+from farm.serve.decoder import Decoders
+from farm.serve.editing import Edited, Wanted
+from farm.serve.listing import Listing
+from farm.serve.metrics import Counting, Metrics
+from farm.serve.page_files import add_page
+from farm.serve.photos import LONGEST_ANSWER, Prepared, finish
+from farm.serve.problems import BusyError, problem_of, tell_problems
+from farm.serve.published import Published
+from farm.serve.replicas import Replicas
+from farm.serve.uploads import Format, choose_format, read_photo
 
-Format = Literal["png", "jpeg", "webp"]
+MOST_CONCEPTS = 16
+"""Of one request."""
 
-UPLOAD_SECONDS = 60.0
+TOLD = ("X-Adapter-Version", "X-Adapter-Digest", "X-Base-Digest", "Server-Timing", "Retry-After")
+"""Headers that the pages of other origins may read."""
 
+Edit = Callable[[Wanted, Image], Awaitable[Edited]]
 
-class BusyError(Exception):
-    """More edits are waiting than the service takes on."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Edited:
-    """An edited photo, uint8 `[h, w, 3]`, and what edited it. milliseconds: duration of each step."""
-
-    image: Image
-    version: int
-    digest: str
-    base: str
-    milliseconds: Mapping[str, float]
-
-
-class ProblemError(Exception):
-    """An error to be told to the client."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(status, detail)
-        self.status = status
-        self.detail = detail
+Concept = Annotated[
+    str,
+    # The length matters: names near an unknown one are searched for in quadratic time.
+    Path(max_length=100, description="A concept's id, as `GET /v1/concepts` lists it.", examples=["charcoal"]),
+]
+Size = Annotated[
+    int | None,
+    Query(ge=1, le=LONGEST_ANSWER, description="Longest side of the answer in pixels; the upload's own without it."),
+]
+Quality = Annotated[int, Query(ge=1, le=100, description="Of a JPEG or WebP.")]
+Version = Annotated[int | None, Query(ge=1, le=10**9, description="A published version; the current one without it.")]
+Strength = Annotated[float, Query(ge=0, le=1, description="Of the edit: a factor on the adapter.", examples=[0.7])]
 
 
 def create_app(
-    edit: Callable[[str, Image], Awaitable[Edited]],
-    concepts: Callable[[], list[dict[str, Any]]],
-    *,
-    max_side: int,
-    max_body_mb: float,
+    edit: Edit,
+    listing: Listing,
+    settings: ServiceConfig,
+    replicas: Replicas,
+    broadcast: Broadcast | None = None,
 ) -> FastAPI:
     """The web application.
 
-    edit: takes a concept's id and a photo, uint8 `[h, w, 3]`; raises UnknownConceptError or BusyError.
-    concepts: the rows of `GET /v1/concepts`; called in a thread.
-    max_side: the longer side, in pixels, that `edit` works at; far larger photos are reduced beforehand.
-    max_body_mb: largest upload, in millions of bytes.
+    edit: takes what is wanted and a photo, uint8 `[h, w, 3]` with sides as the network takes them; raises
+        UnknownConceptError or BusyError. replicas: those that edit; who makes the application has them report.
+    broadcast: has all of them do something; without it there are no routes for administrators.
+
+    `app.state.close()` ends the processes that decode.
     """
-    app = FastAPI(title="E2GAN concept farm", docs_url=None, redoc_url=None)
-    page = resources.files("farm.serve").joinpath("page", "index.html").read_text(encoding="utf-8")
+    app = FastAPI(**openapi.ABOUT, docs_url=None, redoc_url=None)
+    access = Access(settings.keys)
+    metrics = Metrics(replicas)
+    decode = Decoders(seconds=settings.decode_seconds, max_pixels=int(settings.max_megapixels * 1e6))
+    app.state.close = decode.close
+    keys = [Depends(access)] if settings.keys else []
+    editing = edit_routes(edit, listing.published, settings, decode, replicas, access, metrics)
+    app.include_router(editing, dependencies=keys)
+    app.include_router(browsing_routes(listing), dependencies=keys)
+    if broadcast and any(key.admin for key in settings.keys):
+        admin = [Depends(access), Depends(access.admin)]
+        app.include_router(admin_routes(broadcast, listing.published), dependencies=admin)
 
-    @app.get("/", response_class=HTMLResponse)
-    async def index() -> str:
-        return page
-
-    @app.get("/healthz")
+    @app.get("/healthz", **openapi.HEALTH)
     async def healthz() -> dict[str, str]:
+        """Whether a real edit succeeded lately."""
+        if not replicas.reports:
+            raise BusyError("no edit succeeded lately", 5)
         return {"status": "ok"}
 
-    @app.get("/v1/concepts")
-    def list_concepts() -> dict[str, list[dict[str, Any]]]:
-        return {"concepts": concepts()}
+    @app.get("/readyz", **openapi.HEALTH)
+    async def readyz() -> dict[str, str]:
+        """Whether requests should be sent here: edits succeed, and there is room for another."""
+        await healthz()
+        replicas.admit()
+        return {"status": "ok"}
 
-    # The length matters: names near an unknown one are searched for in quadratic time.
-    @app.post("/v1/edit/{concept}", response_class=Response)
-    async def edit_upload(concept: Annotated[str, Path(max_length=100)], request: Request) -> Response:
-        format = choose_format(",".join(request.headers.getlist("accept")) or "*/*")
-        steps = _Steps()
-        body = await read_body(request, limit=int(max_body_mb * 1e6))
-        steps.end("receive")
-        photo = await asyncio.to_thread(_photo, body, 3 * max_side)
-        steps.end("decode")
-        edited = await edit(concept, photo)
-        steps.end("call")
-        data = await asyncio.to_thread(encode, edited.image, format)
-        steps.end("encode")
-        timing = {**steps.milliseconds, **edited.milliseconds}
-        return Response(
-            data,
-            media_type=f"image/{format}",
-            headers={
-                "X-Adapter-Version": str(edited.version),
-                "X-Adapter-Digest": edited.digest,
-                "X-Base-Digest": edited.base,
-                "Server-Timing": ", ".join(f"{name};dur={took:.1f}" for name, took in timing.items()),
-            },
+    @app.get("/metrics", **openapi.METRICS)
+    async def counts() -> Response:
+        """What the service counts, for Prometheus."""
+        text, kind = metrics.text()
+        return Response(text, media_type=kind)
+
+    add_page(app)
+    tell_problems(app)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", "If-None-Match"],
+            expose_headers=[*TOLD, "ETag"],
         )
-
-    _tell_problems(app)
+    app.add_middleware(Counting, metrics=metrics)
     return app
 
 
-async def read_body(request: Request, *, limit: int) -> bytes:
-    """The body, whatever its Content-Length says; ProblemError when it is too large, late or cut off."""
-    too_large = ProblemError(413, f"the upload is larger than {limit / 1e6:g} MB; send a smaller photo")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:18]) > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(UPLOAD_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise too_large
-    except TimeoutError:
-        raise ProblemError(408, f"the upload took longer than {UPLOAD_SECONDS:g} seconds") from None
-    except ClientDisconnect:
-        raise ProblemError(400, "the upload was cut off") from None
-    return bytes(body)
+def edit_routes(
+    edit: Edit,
+    published: Published,
+    settings: ServiceConfig,
+    decode: Decoders,
+    replicas: Replicas,
+    access: Access,
+    metrics: Metrics,
+) -> APIRouter:
+    """The routes that edit."""
+    router = APIRouter(prefix="/v1/edit", tags=["edit"])
+    encoders = ThreadPoolExecutor(2, "encode")
+    limit = int(settings.max_body_mb * 1e6)
+
+    async def decoded(data: bytes, steps: Steps, size: int | None) -> Prepared:
+        photo = await decode(data, max_side=settings.max_side, size=size)
+        steps.end("decode")
+        return photo
+
+    async def made(wanted: Wanted, photo: Prepared, format: Format, quality: int, steps: Steps) -> tuple[Edited, bytes]:
+        """The edit, and its file."""
+        edited = await edit(wanted, photo.photo)
+        steps.end("call")
+        replicas.hear(edited.report)
+        metrics.edits.labels(wanted.concept).inc()
+        file = await asyncio.get_running_loop().run_in_executor(encoders, finish, edited.image, photo, format, quality)
+        steps.end("encode")
+        return edited, file
+
+    @router.post("/{concept}", **openapi.EDIT)
+    async def edit_photo(
+        concept: Concept,
+        request: Request,
+        size: Size = None,
+        quality: Quality = 90,
+        version: Version = None,
+        strength: Strength = 1.0,
+    ) -> Response:
+        """Edit a photo with a concept."""
+        format = choose_format(",".join(request.headers.getlist("accept")) or "*/*")
+        published.release(concept, version)  # whatever can be refused is refused before the upload is read
+        replicas.admit()
+        access.spend(request)
+        wanted = Wanted(concept=concept, version=version, strength=round(strength, 2))
+        steps = Steps()
+        data = await read_photo(request, limit=limit)
+        steps.end("receive")
+        with replicas.editing():
+            photo = await decoded(data, steps, size)
+            edited, file = await made(wanted, photo, format, quality, steps)
+        steps.milliseconds.update(edited.milliseconds)
+        metrics.staged(steps.milliseconds)
+        headers = {
+            "X-Adapter-Version": str(edited.version),
+            "X-Adapter-Digest": edited.digest,
+            "X-Base-Digest": edited.base,
+            "Cache-Control": "no-store",
+            "Vary": "Accept",
+            "Server-Timing": steps.timing(),
+        }
+        return Response(file, media_type=f"image/{format}", headers=headers)
+
+    @router.post("", **openapi.EDITS)
+    async def edit_photo_several(
+        request: Request,
+        concept: Annotated[list[str], Query(min_length=1, max_length=MOST_CONCEPTS, examples=[["charcoal", "night"]])],
+        format: Annotated[Format, Query(description="Of the edited photos.")] = "png",
+        size: Size = None,
+        quality: Quality = 90,
+        strength: Strength = 1.0,
+    ) -> JSONResponse:
+        """Edit a photo with several concepts; what is wrong with one of them is told in its place."""
+        replicas.admit(len(concept))
+        access.spend(request, len(concept))
+        steps = Steps()
+        data = await read_photo(request, limit=limit)
+        steps.end("receive")
+        edits = []
+        with replicas.editing(len(concept)):
+            photo = await decoded(data, steps, size)
+            for name in concept:
+                try:
+                    published.release(name[:100])
+                    wanted = Wanted(concept=name, strength=round(strength, 2))
+                    edited, file = await made(wanted, photo, format, quality, Steps())
+                except Exception as error:
+                    problem, _ = problem_of(error)
+                    if problem.status == 500:
+                        raise
+                    told = problem.model_dump(exclude_none=True)
+                    edits.append({"concept": name, "status": problem.status, "problem": told})
+                else:
+                    about = {"version": edited.version, "digest": edited.digest, "base": edited.base}
+                    image = {"type": f"image/{format}", "image": base64.b64encode(file).decode()}
+                    edits.append({"concept": name, "status": 200, **image, **about})
+        steps.end("edit")
+        return JSONResponse({"edits": edits}, headers={"Server-Timing": steps.timing(), "Cache-Control": "no-store"})
+
+    return router
 
 
-def choose_format(accept: str) -> Format:
-    """The image format an Accept header asks for (RFC 9110, section 12.5.1), PNG among equals.
-
-    Raises:
-        ProblemError: 406, it takes none of PNG, JPEG and WebP.
-    """
-    weights = {}
-    for item in accept.lower().split(","):
-        media, *parameters = (part.strip() for part in item.split(";"))
-        quality = next((q for p in parameters if (q := re.fullmatch(r"q=([01](?:\.\d*)?)", p))), None)
-        weights[media] = float(quality[1]) if quality else 1.0
-
-    def weight(format: Format) -> float:
-        ranges = (f"image/{format}", "image/*", "*/*")
-        return next((weights[media] for media in ranges if media in weights), 0.0)
-
-    best: Format = max(get_args(Format), key=weight)
-    if not weight(best):
-        raise ProblemError(406, "edited photos come as image/png, image/jpeg or image/webp")
-    return best
-
-
-class _Steps:
+class Steps:
     """How long each step of a request took."""
 
     def __init__(self) -> None:
@@ -167,59 +230,6 @@ class _Steps:
         self.milliseconds[step] = (now - self._began) * 1e3
         self._began = now
 
-
-def _photo(data: bytes, longest: int) -> Image:
-    """The decoded upload, at most `longest` pixels a side: what waits for an edit must not fill memory."""
-    photo = decode(data, what="the upload")
-    photo.thumbnail((longest, longest), PIL.Image.Resampling.LANCZOS)
-    return np.asarray(photo)
-
-
-def _tell_problems(app: FastAPI) -> None:
-    """Answer every error with a problem document."""
-
-    @app.exception_handler(ProblemError)
-    async def told(_: Request, error: ProblemError) -> Response:
-        return _problem(error.status, error.detail)
-
-    @app.exception_handler(UnknownConceptError)
-    async def unknown_concept(_: Request, error: UnknownConceptError) -> Response:
-        return _problem(404, str(error), near=list(error.near))
-
-    @app.exception_handler(ImageError)
-    async def no_image(_: Request, error: ImageError) -> Response:
-        return _problem(400, str(error))
-
-    @app.exception_handler(BusyError)
-    async def busy(_: Request, error: BusyError) -> Response:
-        return _problem(503, "too many edits are waiting; try again shortly", headers={"Retry-After": "1"})
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        details = {404: f"nothing is at {request.url.path}", 405: f"{request.method} is not possible here"}
-        detail = details.get(error.status_code, str(error.detail))
-        return _problem(error.status_code, detail, headers=error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return _problem(422, f"{first['loc'][-1]}: {first['msg']}")
-
-    @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> Response:  # the server logs it
-        return _problem(500, "something went wrong here; the service's log says what")
-
-
-def _problem(status: int, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> Response:
-    return JSONResponse(
-        {
-            "type": "about:blank",
-            "title": HTTPStatus(status).phrase,
-            "status": status,
-            "detail": detail,
-            **members,
-        },
-        status,
-        headers,
-        media_type="application/problem+json",
-    )
+    def timing(self) -> str:
+        """A Server-Timing header."""
+        return ", ".join(f"{name};dur={took:.1f}" for name, took in self.milliseconds.items())

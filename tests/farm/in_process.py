@@ -11,11 +11,14 @@ import numpy as np
 import PIL.Image
 from tiny_farm import SIDE, TinyFarm
 
-from e2gan.infer import edit_photo
 from e2gan.pairs import Image
-from farm.serve.bank import AdapterBank
-from farm.serve.listing import Described, Listing
-from farm.serve.web import Edited, create_app
+from farm.serve.editing import Edited, UnavailableError, Wanted
+from farm.serve.editor import Editor
+from farm.serve.listing import Listing
+from farm.serve.problems import BusyError
+from farm.serve.replicas import Replicas
+from farm.serve.settings import Settings
+from farm.serve.web import create_app
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 
@@ -35,7 +38,10 @@ def pixels(response: httpx.Response) -> Image:
 class Service:
     """Requests to an application in this process; its errors come as a server would send them."""
 
+    editor: Editor
+
     def __init__(self, app: Any) -> None:
+        self.app = app
         self.transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -46,23 +52,38 @@ class Service:
 
         return asyncio.run(send())
 
+    def close(self) -> None:
+        self.app.state.close()
+
     def edit(self, concept: str, content: Any, **options: Any) -> httpx.Response:
         return self.request("POST", f"/v1/edit/{concept}", content=content, **options)
 
 
-def service_of(farm: TinyFarm) -> Service:
-    """The service over a farm, with a bank so small that concepts push each other out."""
-    bank = AdapterBank(farm.store, byte_budget=1)
+def service_of(farm: TinyFarm, **settings: Any) -> Service:
+    """The service over a farm, with so little memory for adapters that concepts push each other out."""
+    settings = {"max_side": SIDE, "max_body_mb": 10, "cache_mb": 1} | settings
+    described = [{"id": "ink", "prompt": "an ink drawing", "domain": "scenery", "category": "drawing"}]
+    return service_with(Settings(store=farm.store.url, concepts=described, **settings))
 
-    def now(concept: str, photo: Image) -> Edited:
-        loaded = bank.get(concept)
-        image = edit_photo(loaded.generator, loaded.text, photo, longest_side=SIDE)
-        return Edited(
-            image=image, version=loaded.version, digest=loaded.digest, base=loaded.base, milliseconds={"edit": 1.25}
-        )
 
-    async def edit(concept: str, photo: Image) -> Edited:
-        return await asyncio.to_thread(now, concept, photo)
+def service_with(settings: Settings) -> Service:
+    """The service with an editor in this process."""
+    editor = Editor(settings)
+    replicas = Replicas(max_waiting=settings.max_waiting)
+    replicas.hear(editor.check())
 
-    listing = Listing(farm.store, [Described(id="ink", prompt="an ink drawing", domain="scenery")])
-    return Service(create_app(edit, listing, max_side=SIDE, max_body_mb=10))
+    async def edit(wanted: Wanted, photo: Image) -> Edited:
+        answer = await editor.edit(wanted, photo)
+        if isinstance(answer, UnavailableError):
+            raise BusyError(f"{answer} cannot be loaded now", 5)
+        if not isinstance(answer, Edited):
+            raise answer
+        return answer
+
+    async def broadcast(method: str, *args: Any) -> list[Any]:
+        return [await asyncio.to_thread(getattr(editor, method), *args)]
+
+    listing = Listing(editor.published, settings.concepts)
+    service = Service(create_app(edit, listing, settings, replicas, broadcast))
+    service.editor = editor
+    return service

@@ -18,11 +18,13 @@ import pytest
 from stage_farm import CONCEPTS, Cluster, contents, copied, one_thread, plan_of, write_config
 from terminal import Terminal
 
-from e2gan.infer import edit_photo
 from farm import cli
 from farm.config_file import load_config
 from farm.errors import UserError
-from farm.serve.bank import AdapterBank
+from farm.serve.bank import Bank
+from farm.serve.engines import Merging
+from farm.serve.published import Published
+from farm.serve.settings import Settings, arguments
 from farm.store import LocalStore
 
 JOBS = {
@@ -187,13 +189,8 @@ def test_edit(config: Path, root: Path, tmp_path: Path, terminal: Terminal, suff
     assert edited.size == (96, 64)
     assert edited.format == {"png": "PNG", "webp": "WEBP"}.get(suffix, "JPEG")
     if suffix == "png":
-        adapter = AdapterBank(LocalStore(root), byte_budget=1).get("sepia")
-        wanted = edit_photo(
-            adapter.generator,
-            adapter.text,
-            np.asarray(PIL.Image.open(io.BytesIO(source.read_bytes()))),
-            longest_side=512,
-        )
+        adapter = Bank(Published(LocalStore(root)), Merging, byte_budget=1).get("sepia")
+        wanted = adapter.edit(np.asarray(PIL.Image.open(io.BytesIO(source.read_bytes()))))
         np.testing.assert_array_equal(np.asarray(edited), wanted)
     assert not list(tmp_path.glob(".*"))
 
@@ -246,15 +243,11 @@ def test_a_concept_not_published(root: Path, tmp_path: Path, terminal: Terminal)
 
 
 def test_what_the_endpoint_is_built_from(config: Path, root: Path) -> None:
-    arguments = cli.serve_arguments(load_config(config, ["serve.max_side=256"]))
-    assert json.loads(json.dumps(arguments)) == {
-        "store": root.as_uri(),
-        "concepts": [{"id": c, "prompt": f"in the style {c}", "domain": "scenery"} for c in CONCEPTS],
-        "max_side": 256,
-        "max_body_mb": 10,
-        "cache_mb": 512,
-        "public_keys": [],
-    }
+    settings = Settings.of(arguments(load_config(config, ["serve.max_side=256"])))
+    assert settings.store == root.as_uri()
+    described = [(concept.id, concept.prompt, concept.domain, concept.category) for concept in settings.concepts]
+    assert described == [(c, f"in the style {c}", "scenery", "other") for c in CONCEPTS]
+    assert (settings.max_side, settings.cache_mb) == (256, 512)
 
 
 @pytest.mark.parametrize("name", JOBS)

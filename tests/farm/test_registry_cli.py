@@ -12,7 +12,9 @@ from terminal import Terminal
 
 from farm.errors import StoreError
 from farm.registry import Registry
-from farm.serve.bank import AdapterBank, UnknownConceptError
+from farm.serve.bank import Bank
+from farm.serve.engines import Merging
+from farm.serve.published import Published, UnknownConceptError
 from farm.store import LocalStore, StoreUnreachableError
 from farm.todo import make_todo
 
@@ -41,7 +43,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 def served(registry: Registry, concept: str) -> int | None:
     """The version, as the server loads it and as the registry has it."""
     try:
-        loaded = AdapterBank(registry.store, byte_budget=1).get(concept).version
+        loaded = Bank(Published(registry.store), Merging, byte_budget=1).get(concept).version
     except UnknownConceptError:
         loaded = None
     entry = registry.get(concept)

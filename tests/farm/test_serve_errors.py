@@ -12,8 +12,15 @@ from in_process import PHOTO, Service, encoded, service_of
 from tiny_farm import SIDE, TinyFarm
 
 from e2gan.pairs import Image
-from farm.serve import web
-from farm.serve.web import BusyError, Edited, ProblemError, choose_format, create_app
+from farm.config import ServiceConfig
+from farm.serve import uploads
+from farm.serve.editing import Edited, Wanted
+from farm.serve.listing import Listing
+from farm.serve.problems import BusyError, ProblemError
+from farm.serve.published import Published
+from farm.serve.replicas import Replicas
+from farm.serve.uploads import choose_format
+from farm.serve.web import create_app
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +36,19 @@ def farm(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(farm):
-    return service_of(farm)
+    service = service_of(farm)
+    yield service
+    service.close()
 
 
-def failing(error: Exception) -> Service:
-    async def edit(concept: str, photo: Image) -> Edited:
+def failing(farm: TinyFarm, error: Exception) -> Service:
+    """A service that cannot edit."""
+
+    async def edit(wanted: Wanted, photo: Image) -> Edited:
         raise error
 
-    def concepts() -> list[dict[str, Any]]:
-        raise error
-
-    return Service(create_app(edit, concepts, max_side=SIDE, max_body_mb=0.001))
+    settings = ServiceConfig(max_side=SIDE, max_body_mb=0.001)
+    return Service(create_app(edit, Listing(Published(farm.store), []), settings, Replicas(max_waiting=1)))
 
 
 def problem(response: httpx.Response, status: int) -> dict[str, Any]:
@@ -62,16 +71,45 @@ def test_an_unknown_concept_is_404_with_near_names(service):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"hello", b"<svg/>", encoded(PHOTO)[:-400], encoded(PHOTO, "JPEG")[:700], b"\xff\xd8\xff" + bytes(500)],
+    [encoded(PHOTO)[:-400], encoded(PHOTO)[:20], encoded(PHOTO, "JPEG")[:700], b"\xff\xd8\xff" + bytes(500)],
 )
-def test_what_is_no_image_is_400(service, body):
+def test_a_damaged_image_is_400(service, body):
     assert "the upload" in problem(service.edit("ink", body, headers={"Content-Type": "image/png"}), 400)["detail"]
 
 
-def test_a_decompression_bomb_is_400(service):
+@pytest.mark.parametrize(
+    "body", [b"", b"hello", b"<svg/>", encoded(PHOTO, "GIF"), encoded(PHOTO, "BMP"), b"RIFF" + bytes(40), b"%PDF-1.7"]
+)
+def test_what_is_no_image_of_the_right_kind_is_415(service, body):
+    detail = problem(service.edit("ink", body, headers={"Content-Type": "image/png"}), 415)["detail"]
+    assert detail == "the upload: not a JPEG, PNG or WebP image."
+
+
+def test_a_decompression_bomb_is_413(service):
     bomb = encoded(PIL.Image.new("L", (9000, 9000)))
     assert len(bomb) < 200_000
-    assert "50 million pixels" in problem(service.edit("ink", bomb), 400)["detail"]
+    assert "50 million pixels" in problem(service.edit("ink", bomb), 413)["detail"]
+
+
+def test_a_form_without_the_photo_is_422_or_400(service):
+    for files, status in (({"photo": encoded(PHOTO)}, 422), ({"image": (None, "text")}, 422)):
+        assert "image" in problem(service.request("POST", "/v1/edit/ink", files=files), status)["detail"]
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=x", "Multipart/Form-Data; boundary=é"):
+        problem(service.edit("ink", encoded(PHOTO), headers={"Content-Type": kind.encode("latin-1")}), 400)
+
+
+@pytest.mark.parametrize(
+    "query", ["size=0", "size=4097", "size=x", "quality=0", "quality=101", "version=0", "strength=1.1", "strength=nan"]
+)
+def test_parameters_out_of_range_are_422(service, query):
+    response = service.request("POST", f"/v1/edit/ink?{query}", content=encoded(PHOTO))
+    assert query.partition("=")[0] in problem(response, 422)["detail"]
+
+
+def test_several_concepts_are_sixteen_at_most(service):
+    for count in (0, 17):
+        query = "&".join(["concept=ink"] * count)
+        problem(service.request("POST", f"/v1/edit?{query}", content=encoded(PHOTO)), 422)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Content-Length": "10"}, {"Content-Length": "²"}])
@@ -99,12 +137,12 @@ def test_an_upload_that_announces_too_much_is_not_read(service, length):
 
 
 def test_an_upload_of_just_the_limit_is_read(service):
-    problem(service.edit("ink", bytes(10_000_000)), 400)
+    problem(service.edit("ink", bytes(10_000_000)), 415)
     problem(service.edit("ink", bytes(10_000_001)), 413)
 
 
 def test_a_slow_upload_is_408(service, monkeypatch):
-    monkeypatch.setattr(web, "UPLOAD_SECONDS", 0.05)
+    monkeypatch.setattr(uploads, "UPLOAD_SECONDS", 0.05)
 
     async def slow() -> AsyncIterator[bytes]:
         yield b"\x89PNG"
@@ -153,18 +191,39 @@ def test_an_absurd_name_is_422(service):
     assert "concept" in problem(service.edit("x" * 101, b""), 422)["detail"]
 
 
-def test_a_fault_of_ours_is_500_without_its_secrets():
-    broken = failing(RuntimeError("the password is 1234"))
-    for response in (broken.edit("ink", encoded(PHOTO[:8, :8])), broken.request("GET", "/v1/concepts")):
+def test_a_fault_of_ours_is_500_without_its_secrets(farm):
+    broken = failing(farm, RuntimeError("the password is 1234"))
+    for path in ("/v1/edit/ink", "/v1/edit?concept=ink"):
+        response = broken.request("POST", path, content=encoded(PHOTO[:8, :8]))
         problem(response, 500)
         assert "1234" not in response.text
 
 
-def test_too_many_waiting_is_503():
-    response = failing(BusyError()).edit("ink", encoded(PHOTO[:8, :8]))
+def test_too_many_waiting_is_503(farm):
+    busy = failing(farm, BusyError())
+    response = busy.edit("ink", encoded(PHOTO[:8, :8]))
     problem(response, 503)
     assert response.headers["retry-after"] == "1"
+    several = busy.request("POST", "/v1/edit?concept=ink", content=encoded(PHOTO[:8, :8])).json()
+    assert several["edits"][0]["status"] == 503
 
 
-def test_the_limit_is_the_one_given():
-    assert "0.001 MB" in problem(failing(BusyError()).edit("ink", bytes(1001)), 413)["detail"]
+def test_nobody_edits_is_unhealthy(farm):
+    for path in ("/healthz", "/readyz"):
+        assert "no edit" in problem(failing(farm, BusyError()).request("GET", path), 503)["detail"]
+
+
+def test_a_concept_that_cannot_be_loaded_is_503_and_the_others_go_on(tmp_path):
+    farm = TinyFarm(tmp_path / "store")
+    entry = farm.publish("ink", seed=1)
+    farm.publish("fog", seed=2)
+    farm.store.put(f"{entry.adapter}/adapter_model.safetensors", b"")
+    service = service_of(farm)
+    answer = service.edit("ink", encoded(PHOTO))
+    assert "ink cannot be loaded now" in problem(answer, 503)["detail"]
+    assert answer.headers["retry-after"] == "5"
+    assert service.edit("fog", encoded(PHOTO)).status_code == 200
+
+
+def test_the_limit_is_the_one_given(farm):
+    assert "0.001 MB" in problem(failing(farm, BusyError()).edit("ink", bytes(1001)), 413)["detail"]

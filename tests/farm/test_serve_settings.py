@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from farm.errors import UserError
-from farm.serve.app import Settings
+from farm.serve.settings import Settings
 
 FARM = """
 name: small

@@ -72,3 +72,11 @@ class TinyFarm:
         generator = adapted_generator(CONFIG, weights, load(files, base=entry.base))
         text = safetensors.torch.load(adapter_file("text.safetensors"))["text"]
         return edit_photo(generator, text, photo, longest_side=SIDE)
+
+
+def three_concepts(root: Path) -> TinyFarm:
+    """A farm that publishes charcoal, fog and ink."""
+    farm = TinyFarm(root)
+    for seed, concept in enumerate(("charcoal", "fog", "ink"), start=1):
+        farm.publish(concept, seed=seed)
+    return farm

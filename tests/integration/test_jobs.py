@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
 import stat
-import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-import psutil
 import pytest
 import yaml
-from ray.job_submission import JobSubmissionClient
+from ray_head import Head, ray_head
 
 from farm.config_file import load_config
 from farm.plan import make_plan
@@ -31,8 +21,6 @@ from farm.store import LocalStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.server]
 
-ROOT = Path(__file__).parents[2]
-RAY = Path(sys.executable).with_name("ray")
 TRAIN = {"epochs": 1, "batch_size": 4, "learning_rate": 1e-3, "adversarial_weight": 0, "l1_weight": 1}
 FARM: dict[str, Any] = {
     "name": "submitted",
@@ -50,90 +38,10 @@ FARM: dict[str, Any] = {
 NOT_A_NETWORK = b"not a network"
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listening.getsockname()[1] for listening in sockets]
-    for listening in sockets:
-        listening.close()
-    return ports
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running head: its job server, the environment of its operator, and where it keeps its logs."""
-
-    url: str
-    gcs: str
-    environment: dict[str, str]
-
-    @property
-    def token_file(self) -> Path:
-        return Path(self.environment["HOME"]) / ".ray" / "auth_token"
-
-    def answer(self, token: str | None) -> int:
-        """The status with which the job server answers a bearer of this token."""
-        headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
-        return httpx.get(f"{self.url}/api/jobs/", headers=headers, timeout=30).status_code
-
-    def submit(self, name: str, job: str, config: Path) -> subprocess.Popen[str]:
-        command = [RAY, "job", "submit", f"--address={self.url}", f"--submission-id={name}", f"--working-dir={ROOT}"]
-        command += ["--", sys.executable, f"jobs/{job}.py", "--config", config]
-        return subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def ended(self, name: str, submitted: subprocess.Popen[str]) -> tuple[int | None, str]:
-        """The exit status of the job's driver, and what it printed; the command fails if and only if the driver did."""
-        printed, _ = submitted.communicate()
-        client = JobSubmissionClient(self.url, headers={"Authorization": f"Bearer {self.token_file.read_text()}"})
-        status = client.get_job_info(name).driver_exit_code
-        assert submitted.returncode == min(status or 0, 1), printed
-        return status, client.get_job_logs(name)
-
-    def farm(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from farm.cli import main; main()", *map(str, arguments)]
-        return subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """`ray start --head` with a token of its own, ended with all that it started."""
-    home = tmp_path_factory.mktemp("home")
-    logs = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: Ray's sockets lie in it, and Linux allows 107 bytes
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    environment["COLUMNS"] = "200"
-    subprocess.run([RAY, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
-    gcs, dashboard, client, *agents = free_ports(7)
-    names = (
-        "dashboard-agent-listen-port",
-        "dashboard-agent-grpc-port",
-        "runtime-env-agent-port",
-        "metrics-export-port",
-    )
-    command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
-    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
-    command += [f"--temp-dir={logs}", *(f"--{name}={port}" for name, port in zip(names, agents, strict=True))]
-    with (logs / "started").open("w") as output:
-        started = psutil.Popen(command, env=environment, stdout=output, stderr=output)
-    running = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
-    try:
-        deadline = time.monotonic() + 90
-        while not _listens(dashboard) or running.answer(running.token_file.read_text()) != 200:
-            assert started.poll() is None and time.monotonic() < deadline, (logs / "started").read_text()
-            time.sleep(0.2)
+    with ray_head(tmp_path_factory.mktemp("home")) as running:
         yield running
-    finally:
-        family = [*started.children(recursive=True), started]
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family, timeout=30)
-        shutil.rmtree(logs, ignore_errors=True)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as caller:
-        return caller.connect_ex(("127.0.0.1", port)) == 0
 
 
 def write(folder: Path, name: str, **changes: Any) -> Path:

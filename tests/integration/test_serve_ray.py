@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,6 @@ import safetensors.torch
 import torch
 
 from e2gan.config import GeneratorConfig
-from e2gan.infer import edit_photo
 from e2gan.lora import crucial_layers, new_adapter
 from e2gan.lora_peft import save
 from e2gan.model import build_generator
@@ -26,8 +26,11 @@ from farm.artifacts import Spec, commit
 from farm.errors import UserError
 from farm.images import decode, encode
 from farm.registry import Registry
+from farm.serve.access import new_key
 from farm.serve.app import run
-from farm.serve.bank import AdapterBank
+from farm.serve.bank import Bank
+from farm.serve.engines import Merging
+from farm.serve.published import Published
 from farm.store import LocalStore
 
 pytestmark = [
@@ -39,6 +42,7 @@ pytestmark = [
 CONFIG = GeneratorConfig(channels=8)
 PHOTO = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
 BODY = encode(PHOTO, "png")
+KEY = new_key()
 
 
 def publish(store, concept, *, seed):
@@ -65,8 +69,14 @@ def publish(store, concept, *, seed):
 
 
 def expected(store, concept):
-    loaded = AdapterBank(store, byte_budget=1).get(concept)
-    return edit_photo(loaded.generator, loaded.text, PHOTO, longest_side=64)
+    return Bank(Published(store), Merging, byte_budget=1).get(concept).edit(PHOTO)
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def pixels(response):
@@ -89,12 +99,16 @@ def client(store):
     with pytest.MonkeyPatch.context() as patch:  # run sets these where they are missing
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        run({"store": store.url, "max_side": 64, "cache_mb": 1, "max_body_mb": 2}, port=port, block=False)
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
+        keys = [{"name": "root", "sha256": KEY[1], "admin": True}]
+        limits = {"max_side": 64, "cache_mb": 2, "max_body_mb": 2, "max_waiting": 10}
+        run({"store": store.url, "keys": keys, **limits}, port=port, block=False)
     import ray
     from ray import serve
 
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        headers = {"X-API-Key": KEY[0]}
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as client:
             yield client
     finally:
         serve.shutdown()
@@ -115,8 +129,12 @@ def test_requests_at_once_get_their_own_adapters(client, store):
 
 
 def test_the_rest_of_the_interface(client):
-    assert client.get("/healthz").json() == {"status": "ok"}
+    until(lambda: client.get("/healthz").json() == {"status": "ok"})
     assert [row["id"] for row in client.get("/v1/concepts").json()["concepts"]] == ["fog", "ink"]
+    assert client.get("/v1/concepts", headers={"X-API-Key": "farm_x"}).status_code == 401
+    several = client.post("/v1/edit?concept=ink&concept=no", files={"image": BODY}).json()["edits"]
+    assert [edit["status"] for edit in several] == [200, 404]
+    assert 'farm_replica_photos_total{replica="' in client.get("/metrics").text
     assert "<title>" in client.get("/").text
     webp = client.post("/v1/edit/ink", content=BODY, headers={"Accept": "image/webp"})
     assert PIL.Image.open(io.BytesIO(webp.content)).format == "WEBP"
@@ -130,6 +148,7 @@ def test_errors_are_problem_documents(client):
     answers = {
         404: client.post("/v1/edit/inkk", content=BODY),
         400: client.post("/v1/edit/ink", content=BODY[:-100]),
+        415: client.post("/v1/edit/ink", content=b"<svg/>"),
         405: client.get("/v1/edit/ink"),
         413: client.post("/v1/edit/ink", content=chunks()),
     }
@@ -143,12 +162,20 @@ def test_errors_are_problem_documents(client):
 def test_a_new_version_is_served_without_a_restart(client, store):
     before = pixels(client.post("/v1/edit/fog", content=BODY))
     entry = publish(store, "fog", seed=11)
-    deadline = time.monotonic() + 30
-    while (answer := client.post("/v1/edit/fog", content=BODY)).headers["x-adapter-version"] != "2":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    until(lambda: client.post("/v1/edit/fog", content=BODY).headers["x-adapter-version"] == "2")
+    answer = client.post("/v1/edit/fog", content=BODY)
     assert answer.headers["x-adapter-digest"] == entry.digest
     assert np.abs(pixels(answer).astype(int) - before).mean() > 5
+    old = client.post("/v1/edit/fog?version=1", content=BODY)
+    assert np.abs(pixels(old).astype(int) - before).max() == 0
+
+
+def test_administrators_reach_every_replica(client):
+    client.post("/v1/edit/ink", content=BODY)
+    for call in (client.post("/v1/admin/pin/ink"), client.post("/v1/admin/evict/fog"), client.post("/v1/admin/reload")):
+        assert (call.status_code, call.json()) == (200, {"replicas": 1})
+    assert client.post("/v1/admin/pin/nothing").status_code == 404
+    until(lambda: re.search(r"farm_replica_pinned{[^}]*} 1.0", client.get("/metrics").text))
 
 
 def test_only_this_machine_can_connect(client):
