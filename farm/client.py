@@ -22,63 +22,40 @@ import tenacity
 from PIL import ImageOps
 from pydantic import BaseModel
 
+from farm.client_errors import (
+    BusyError,
+    KeyRefusedError,
+    NotFoundError,
+    Problem,
+    RefusedError,
+    ServiceError,
+    UnreachableError,
+    error_of,
+)
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Photo = str | os.PathLike[str] | bytes | PIL.Image.Image | NDArray[np.uint8]
 
+__all__ = [
+    "BusyError",
+    "Client",
+    "Concept",
+    "ConceptDetail",
+    "ConceptPage",
+    "Edit",
+    "KeyRefusedError",
+    "NotFoundError",
+    "RefusedError",
+    "ServiceError",
+    "UnreachableError",
+]
+
 Format = Literal["png", "jpeg", "webp"]
 
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-
-
-class ServiceError(Exception):
-    """What the service, or the way to it, answered instead of what was asked for.
-
-    status: of HTTP, None where no answer came. detail: the service's own sentence. near: of an unknown concept,
-    published ids that resemble it. retry_after: seconds after which a busy service wants to be asked again.
-    """
-
-    def __init__(
-        self, status: int | None, detail: str, *, near: Sequence[str] = (), retry_after: float | None = None
-    ) -> None:
-        super().__init__(status, detail)
-        self.status = status
-        self.detail = detail
-        self.near = tuple(near)
-        self.retry_after = retry_after
-
-    def __str__(self) -> str:
-        return self.detail
-
-
-class NotFoundError(ServiceError):
-    """No such concept or version is published (404)."""
-
-
-class KeyRefusedError(ServiceError):
-    """The service wants a key, or another one (401, 403)."""
-
-
-class RefusedError(ServiceError):
-    """The photo is damaged, too large, too slow or none, or a parameter is out of range (400, 408, 413, 415, 422)."""
-
-
-class BusyError(ServiceError):
-    """The service takes on no more now (503), or no more from this key (429), after all tries."""
-
-
-class UnreachableError(ServiceError):
-    """No answer came: nobody listens there, or not in time."""
-
-
-_ERRORS: Mapping[int, type[ServiceError]] = {
-    **dict.fromkeys((400, 408, 413, 415, 422), RefusedError),
-    **dict.fromkeys((401, 403), KeyRefusedError),
-    **dict.fromkeys((429, 503), BusyError),
-    404: NotFoundError,
-}
 
 
 class Category(BaseModel):
@@ -128,13 +105,6 @@ class ConceptPage(BaseModel):
     page: int
     pages: int
     categories: list[Category]
-
-
-class _Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
-
-    detail: str = ""
-    near: list[str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,24 +252,10 @@ class Client:
                 where = self._http.base_url
                 raise UnreachableError(None, f"no answer from {where} ({error or type(error).__name__})") from error
             if not response.is_success:
-                raise _error(response)
+                raise error_of(response)
             return response
 
         return self._retrying(once)
-
-
-def _error(response: httpx.Response) -> ServiceError:
-    try:
-        problem = _Problem.model_validate_json(response.content)
-    except ValueError:  # something on the way answered, not the service
-        problem = _Problem()
-    after = response.headers.get("Retry-After", "")
-    return _ERRORS.get(response.status_code, ServiceError)(
-        response.status_code,
-        problem.detail or f"{response.url} answered {response.status_code} {response.reason_phrase}",
-        near=problem.near or (),
-        retry_after=float(after) if after.isdecimal() else None,
-    )
 
 
 def _as_told(state: tenacity.RetryCallState) -> float:
@@ -315,8 +271,7 @@ def _timing(headers: httpx.Headers) -> dict[str, float]:
 
 def _one_of_several(one: Mapping[str, Any], timing: Mapping[str, float]) -> Edit | ServiceError:
     if problem := one.get("problem"):
-        told = _Problem.model_validate(problem)
-        return _ERRORS.get(one["status"], ServiceError)(one["status"], told.detail, near=told.near or ())
+        return Problem.model_validate(problem).error(one["status"])
     data = base64.b64decode(one["image"])
     own = {name: one[name] for name in ("concept", "version", "digest", "base")}
     return Edit(image=_picture(data), data=data, timing=timing, **own)

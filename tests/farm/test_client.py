@@ -19,19 +19,20 @@ from PIL import ImageCms
 from pydantic import TypeAdapter
 from tiny_farm import TinyFarm
 
-from farm import client as module
 from farm.client import (
     BusyError,
     Client,
     ConceptDetail,
     ConceptPage,
     Edit,
+    Format,
     KeyRefusedError,
     NotFoundError,
     RefusedError,
     ServiceError,
     UnreachableError,
 )
+from farm.client_errors import ERRORS
 
 pytestmark = pytest.mark.server
 
@@ -327,8 +328,8 @@ def test_headers_and_errors_are_those_of_the_openapi(app):
     assert {"X-Adapter-Version", "X-Adapter-Digest", "X-Base-Digest", "Server-Timing"} <= responses["200"][
         "headers"
     ].keys()
-    assert set(responses["200"]["content"]) == {f"image/{format}" for format in typing.get_args(module.Format)}
-    named = {str(status) for status in module._ERRORS}
+    assert set(responses["200"]["content"]) == {f"image/{format}" for format in typing.get_args(Format)}
+    named = {str(status) for status in ERRORS}
     assert {status for status in responses if status >= "400"} - named == {"406"}  # it never asks for another format
     problem = app.openapi()["components"]["schemas"]["Problem"]["properties"]
     assert {"detail", "near"} <= problem.keys()
