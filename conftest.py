@@ -10,6 +10,7 @@ hypothesis.settings.register_profile("patient", deadline=None)  # time never dec
 hypothesis.settings.load_profile("patient")
 
 INTEGRATION = "tests/integration/"
+BROWSER = "tests/browser/"
 INTEGRATION_SECONDS = 900
 """When such a test hangs: several times what any takes on a busy machine of two cores."""
 
@@ -22,11 +23,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
-    """All that start a Ray go to one worker, since two on two cores starve each other; all that share Ceph to one."""
+    """All that start a Ray go to one worker, since two on two cores starve each other; all that share Ceph to one, and
+    all that share a served page."""
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            if file.startswith(BROWSER):
+                return "browser"
             if not file.startswith(INTEGRATION):
                 return file
             return "ceph" if file.startswith(f"{INTEGRATION}test_s3_") else "ray"

@@ -43,9 +43,13 @@ def browsing_routes(listing: Listing) -> APIRouter:
         return JSONResponse(listing.lineage(concept))
 
     @router.get("/{concept}/preview.webp", **openapi.PREVIEW)
-    def preview(concept: Known, request: Request) -> Response:
+    def preview(
+        concept: Known,
+        request: Request,
+        small: Annotated[bool, Query(description="One photo only, in a small file.")] = False,
+    ) -> Response:
         """Test photos, the teacher's edits of them, and the adapter's, a row each."""
-        picture, tag = listing.preview(concept)
+        picture, tag = listing.preview(concept, small=small)
         if picture is None:
             raise ProblemError(404, f"{concept} has no preview")
         headers = {"ETag": tag, "Cache-Control": "private, max-age=60"}

@@ -15,10 +15,11 @@ from farm.artifacts import need_artifact
 from farm.lineage import trace
 from farm.registry import Release
 from farm.serve.published import Published
+from farm.stages.pictures import middle_column
 from farm.wording import plain
 
 PREVIEWS = 300
-"""Previews that are kept in memory; one has some ten kB."""
+"""Small previews that are kept in memory; one has some ten kB, and a whole one three hundred."""
 
 
 class Described(BaseModel):
@@ -87,7 +88,7 @@ class Listing:
     def __init__(self, published: Published, catalogue: Iterable[Described]) -> None:
         self.published = published
         self._catalogue = {concept.id: concept for concept in catalogue}
-        self._preview = lru_cache(PREVIEWS)(self._read_preview)
+        self._small = lru_cache(PREVIEWS)(self._read_small)
 
     def search(self, q: str = "", category: str | None = None, *, page: int = 1, per_page: int = 60) -> Rows:
         """The concepts, sorted by id, in whose id, prompt or category all words of `q` occur."""
@@ -118,14 +119,22 @@ class Listing:
         self.published.release(concept)
         return trace(self.published.store, concept).document()
 
-    def preview(self, concept: str) -> tuple[bytes | None, str]:
-        """A WebP picture of the adapter's edits, None when it has none, and its etag. Raises UnknownConceptError."""
+    def preview(self, concept: str, *, small: bool = False) -> tuple[bytes | None, str]:
+        """A WebP picture of the adapter's edits, None when it has none, and its etag. Raises UnknownConceptError.
+
+        small: one column of it only, some ten kB, as a gallery of hundreds wants it.
+        """
         release = self.published.release(concept)
-        return self._preview(release.adapter), f'"{release.digest}"'
+        tag = f'"{release.digest}-small"' if small else f'"{release.digest}"'
+        return (self._small if small else self._read_preview)(release.adapter), tag
 
     def _read_preview(self, adapter: str) -> bytes | None:
         artifact = need_artifact(self.published.store, adapter, self.published.keys)
         return artifact.read("preview.webp") if "preview.webp" in artifact.manifest.files else None
+
+    def _read_small(self, adapter: str) -> bytes | None:
+        sheet = self._read_preview(adapter)
+        return sheet and middle_column(sheet)
 
     def _row(self, concept: str) -> dict[str, Any]:
         release: Release = self.published.entries[concept]

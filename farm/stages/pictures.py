@@ -13,6 +13,10 @@ Pictures = tuple[Tensor, Tensor, Tensor]
 """Photos, the teacher's edits and the student's, each uint8 `[n, 3, h, w]`."""
 
 
+GAP = 2
+"""Pixels between the pictures of a sheet."""
+
+
 def spread(pictures: Pictures, count: int) -> Pictures:
     """`count` pictures spread evenly over the split, so that several photographs are seen."""
     n = len(pictures[0])
@@ -27,7 +31,7 @@ def picture_sheet(rows: Sequence[Tensor]) -> bytes:
 
     height, width = rows[0].shape[2:]
     factor = max(1, 128 // height)
-    gap = 2
+    gap = GAP
     columns = max(len(row) for row in rows)
     sheet = np.full(
         (len(rows) * (height * factor + gap) - gap, columns * (width * factor + gap) - gap, 3),
@@ -42,4 +46,17 @@ def picture_sheet(rows: Sequence[Tensor]) -> bytes:
             sheet[top : top + height * factor, left : left + width * factor] = large
     buffer = io.BytesIO()
     PILImage.fromarray(sheet).save(buffer, format="WEBP", lossless=True)
+    return buffer.getvalue()
+
+
+def middle_column(sheet: bytes) -> bytes:
+    """One column of a sheet of three rows of square pictures, with their gaps, as a small WebP."""
+    from PIL import Image as PILImage
+
+    picture = PILImage.open(io.BytesIO(sheet))
+    side = (picture.height - 2 * GAP) // 3
+    columns = (picture.width + GAP) // (side + GAP)
+    left = columns // 2 * (side + GAP)
+    buffer = io.BytesIO()
+    picture.crop((left, 0, left + side, picture.height)).save(buffer, format="WEBP", quality=85)
     return buffer.getvalue()
