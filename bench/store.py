@@ -282,7 +282,7 @@ def calls(place: Place, concepts: int) -> Iterator[dict[str, Any]]:
     """How often the store is asked, and for how long, for what is done with a finished farm."""
     from farm.progress import Screen
     from farm.run import STAGES, Run
-    from farm.serve.listing import Listing
+    from farm.serve.published import Published
     from farm.status import farm_status
 
     url = place.url("finished")
@@ -291,7 +291,8 @@ def calls(place: Place, concepts: int) -> Iterator[dict[str, Any]]:
     run = Run(config, Screen())
     finish(store, run)
     watched = Counting(store, counted)
-    run.store, listing = watched, Listing(watched, [], max_age=0)
+    run.store = watched
+    server: list[Published] = []
 
     def rerun() -> None:
         again = Run(config, Screen())
@@ -302,8 +303,13 @@ def calls(place: Place, concepts: int) -> Iterator[dict[str, Any]]:
         rows = farm_status(watched, run.plan)["concepts"]
         assert {(row["published"], *row["stages"].values()) for row in rows} == {(1, "done", "done", "done")}
 
-    def listed() -> None:
-        assert len(listing()) == concepts
+    def opened() -> None:
+        server.append(Published(watched))
+        Registry(store).unpublish("another")
+
+    def renewed() -> None:
+        server[0].refresh()
+        assert len(server[0].entries) == concepts
 
     files = files_of(SIZES)
     commit(store, BASE, {"generator.safetensors": b"base"}, wall_seconds=0)
@@ -314,9 +320,9 @@ def calls(place: Place, concepts: int) -> Iterator[dict[str, Any]]:
         "rerun": rerun,
         "status, of what the rerun kept": status,
         "rerun, of what the rerun kept": rerun,
-        "listing, first": lambda: (listing(), Registry(store).unpublish("another")),
-        "listing, one record changed": listing,
-        "listing, nothing changed": listed,
+        "listing, first": opened,
+        "listing, one record changed": renewed,
+        "listing, nothing changed": renewed,
     }.items():
         place.requests.clear()
         counted.clear()
