@@ -41,12 +41,7 @@ def add_page(app: FastAPI) -> None:
 
 def security_headers(page: str) -> dict[str, str]:
     """For the page and its files: nothing from elsewhere, and of what stands in the page itself only this."""
-    scripts, styles = (
-        " ".join(
-            ["'self'", *(_hash(text) for text in re.findall(rf"<{tag}(?:\s[^>]*)?>(.*?)</{tag}>", page, re.S) if text)]
-        )
-        for tag in ("script", "style")
-    )
+    scripts, styles = (" ".join(["'self'", *map(_hash, _inline(page, tag))]) for tag in ("script", "style"))
     policy = (
         f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src 'self' blob: data:; "
         "connect-src 'self'; media-src 'self' blob:; manifest-src 'self'; base-uri 'none'; form-action 'none'; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from driving import KEY
 from playwright import sync_api as playwright
 from stage_farm import CONCEPTS, built, copied
 
+from farm.artifacts import MANIFEST, dump, find
 from farm.config import ApiKey
 from farm.registry import Registry
 from farm.serve.listing import Described
@@ -56,8 +58,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     for number, name in enumerate(names):
         entry = entries[number % len(entries)]
         assert entry is not None
-        told = {"adapter": entry.adapter, "digest": entry.digest, "base": entry.base}
-        registry.publish(name, **told, metrics={})
+        adapter = f"adapters/{name}/{entry.digest}"
+        shutil.copytree(store.path(entry.adapter), store.path(adapter), copy_function=os.link)
+        manifest = find(store, entry.adapter)
+        assert manifest is not None
+        store.put(f"{adapter}/{MANIFEST}", dump(manifest.model_copy(update={"path": adapter})))
+        registry.publish(name, adapter=adapter, digest=entry.digest, base=entry.base, metrics={})
     concepts = [described(name) for name in (*CONCEPTS, *names)]
     key = ApiKey(name="tester", sha256=sha256(KEY.encode()).hexdigest())
     texts = [
