@@ -242,15 +242,16 @@ async def measure(args: argparse.Namespace, farm: Farm, port: int) -> None:
         one.append(await closed_loop(lambda: client.edit("concept-0"), args.seconds, args.at_once))
         many.append(await closed_loop(lambda: client.edit(f"concept-{next(numbers)}"), args.seconds, args.at_once))
     for name, found in speeds.items():
-        ratio = statistics.median(a / b for a, b in zip(found, bare_speeds, strict=True))
-        to_one = statistics.median(a / b for a, b in zip(found, one, strict=True))
         say(
             what=name,
-            images_per_second=round(statistics.median(found), 2),
-            ratio=round(ratio, 3),
-            to_one=round(to_one, 3),
+            images_per_second=round(statistics.median(speed.images for speed in found), 2),
+            ratio=ratio(found, bare_speeds, "images"),
+            to_one=ratio(found, one, "images"),
+            cpu_milliseconds=round(1e3 * statistics.median(speed.cpu for speed in found), 1),
+            cpu_ratio=ratio(bare_speeds, found, "cpu"),
+            cpu_to_one=ratio(one, found, "cpu"),
         )
-    capacity = statistics.median(many)
+    capacity = statistics.median(speed.images for speed in many)
 
     warm, cold = [], []
     for number in range(args.cold):
