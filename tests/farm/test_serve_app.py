@@ -215,7 +215,7 @@ def test_health_metrics_and_page(service):
     page = service.request("GET", "/")
     assert page.headers["content-type"].startswith("text/html")
     assert "http" not in page.text.replace("http-equiv", "")  # self-contained
-    assert "v1/concepts" in service.request("GET", "/page/api.js").text
+    assert "v1/concepts" in service.request("GET", "/page/gallery.js").text
     metrics = service.request("GET", "/metrics").text
     assert re.search(r'farm_requests_total{method="POST",route="/v1/edit/\{concept\}",status="200"} [1-9]', metrics)
     for name in ("bytes", "hits_total", "loads_total", "evictions_total", "photos_total", "stale"):
