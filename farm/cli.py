@@ -1,5 +1,6 @@
 """The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
-`unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `edit`, `serve` and `serve-key`."""
+`unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `export`, `edit`, `serve` and
+`serve-key`."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import typer
 
 from farm import (
     cli_concepts,
+    cli_export,
     cli_hub,
     cli_keys,
     cli_preflight,
@@ -48,6 +50,7 @@ app.command()(cli_store.gc)
 app.command()(cli_store.verify)
 app.command()(cli_store.sync)
 app.command()(cli_hub.push_hub)
+app.command()(cli_export.export)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Core ML packages: one of many concepts on one base (iOS 18 and later), or one of a single concept (iOS 16 and later)."""
+"""Core ML packages: many concepts on one base (iOS 18 and later), or a single concept (iOS 16 and later)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from e2gan.model import Generator
 from e2gan.ranks import Ranks
 
 Precision = Literal["fp16", "int8", "6bit", "4bit"]
-"""Of the base's weights: as they are, eight bits linear by output channel, or 64 or 16 values a tensor by k-means. What a
-concept adds is always fp16, and so is the computation."""
+"""Of the base's weights: as they are, eight bits linear by output channel, or 64 or 16 values a tensor by k-means. What
+a concept adds is always fp16, and so is the computation."""
 
 
 def template(base: Generator, ranks: Ranks, *, side: int, precision: Precision = "fp16") -> Template:

@@ -15,7 +15,7 @@ from e2gan.model import Generator
 from e2gan.pairs import to_bytes, to_unit
 
 LIMITS = {"fp16": 40.0, "int8": 32.0, "6bit": 30.0, "4bit": 20.0}
-"""Decibels that a concept's worst photo must reach, by the precision of the base (docs/phones.md has what they reach)."""
+"""Decibels that a concept's worst photo must reach, by the precision of the base; docs/phones.md has what they do."""
 IDENTICAL = 100.0
 """What pictures without any difference are said to have, whose PSNR has no number."""
 
@@ -76,9 +76,7 @@ class Judged:
     reason: str | None
 
 
-def judge(
-    edit: Callable[[Tensor], Tensor], expected: Tensor, photos: Tensor, *, limit: float
-) -> Judged:
+def judge(edit: Callable[[Tensor], Tensor], expected: Tensor, photos: Tensor, *, limit: float) -> Judged:
     """Run what was exported, `edit`, on photos and hold it against what the server made of them."""
     found = edit(photos)
     measured = parity(expected, found)
@@ -116,5 +114,3 @@ def certificate(judged: Mapping[str, Judged], *, limit: float, photos: int, comp
 def shown(judged: Mapping[str, Judged]) -> list[Tensor]:
     """Rows of a picture sheet, a column a function: photos, the server's edits, the phone's, their differences x 16."""
     return list(torch.stack([one.pictures for one in judged.values()], dim=1))
-
-

@@ -58,7 +58,7 @@ def test_what_a_concept_adds() -> None:
     assert concept_parameters(concept) == branches + 2 * TEXT.shape[0] * 4 * TINY.channels
     like = random_concept(base, ranks, seed=1)
     assert {name: tensor.shape for name, tensor in like.items()} == {n: t.shape for n, t in concept.items()}
-    with pytest.raises(ValueError, match="'residual.0.conv1' is not a crucial layer"):
+    with pytest.raises(ValueError, match=r"'residual\.0\.conv1' is not a crucial layer"):
         random_concept(base, {"residual.0.conv1": 1}, seed=0)
 
 
