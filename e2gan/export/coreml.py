@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
 from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from e2gan.export.libraries import coremltools
+from e2gan.export.libraries import coremltools, quietly
 from e2gan.export.mlpackage import INPUT, OUTPUT, Template, read_model, write_model
 from e2gan.export.phone import Concept, PhoneGenerator, concept_tensors, random_concept
 from e2gan.infer import adapted_generator, check_sides
@@ -35,10 +34,11 @@ def template(base: Generator, ranks: Ranks, *, side: int, precision: Precision =
     """
     concept = random_concept(base, ranks, seed=0)
     tools = coremltools()
-    with tempfile.TemporaryDirectory() as folder:
+    with quietly(), tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "template.mlpackage"
         model = _converted(PhoneGenerator(base, concept), side, tools.target.iOS18)
         _compressed(model, precision, {array.tobytes() for array in halved(concept).values()}).save(str(package))
+        del model
         return Template(package, halved(concept))
 
 
@@ -58,8 +58,11 @@ def single(
     concept = concept_tensors(base, adapter, text)
     folded = {name: tensor for name, tensor in concept.items() if not name.endswith((".a", ".b"))}
     merged = adapted_generator(base.config, base.state_dict(), adapter) if adapter else base
-    model = _converted(PhoneGenerator(merged, folded), side, coremltools().target.iOS16)
-    _compressed(model, precision, set()).save(str(package))
+    tools = coremltools()
+    with quietly():
+        model = _converted(PhoneGenerator(merged, folded), side, tools.target.iOS16)
+        _compressed(model, precision, set()).save(str(package))
+        del model
     (package / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
     plain = read_model(package)
     plain.description.ClearField("metadata")  # the date of the conversion
@@ -70,8 +73,7 @@ def _converted(network: PhoneGenerator, side: int, target: Any) -> Any:
     tools = coremltools()
     image = torch.zeros(1, 3, side, side)
     check_sides(image)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         program = torch.export.export(network, (image,)).run_decompositions({})
         return tools.convert(
             program,
@@ -87,9 +89,7 @@ def _compressed(model: Any, precision: Precision, concept: Set[bytes]) -> Any:
     """The model with its base's large weights in fewer bits; those whose content is the concept's stay."""
     if precision == "fp16":
         return model
-    coremltools()
-    import coremltools.optimize.coreml as compress
-
+    compress = coremltools().optimize.coreml
     if precision == "int8":
         chosen: Any = compress.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=2048)
     else:
@@ -97,7 +97,6 @@ def _compressed(model: Any, precision: Precision, concept: Set[bytes]) -> Any:
     held = compress.get_weights_metadata(model, weight_threshold=0)
     own = {name: None for name, weight in held.items() if weight.val.astype(np.float16).tobytes() in concept}
     config = compress.OptimizationConfig(global_config=chosen, op_name_configs=own)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quietly():
         reduce = compress.linear_quantize_weights if precision == "int8" else compress.palettize_weights
         return reduce(model, config)

@@ -1,9 +1,13 @@
-"""The two libraries that exporting needs, which only the extra `export` installs."""
+"""The libraries that exporting needs, which only the extra `export` installs."""
 
 from __future__ import annotations
 
+import gc
+import io
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from functools import cache
 from typing import Any
 
@@ -16,15 +20,12 @@ def coremltools() -> Any:
     Raises:
         ValueError: coremltools is not installed.
     """
-    logger = logging.getLogger("coremltools")
-    logger.setLevel(logging.CRITICAL)  # it complains of every library that is newer, and of what only a Mac has
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             import coremltools
+            import coremltools.optimize.coreml
     except ModuleNotFoundError as error:
         raise ValueError(f"Core ML packages need coremltools: {MISSING}") from error
-    logger.setLevel(logging.ERROR)
     return coremltools
 
 
@@ -32,11 +33,29 @@ def coremltools() -> Any:
 def onnx() -> Any:
     """
     Raises:
-        ValueError: onnx is not installed.
+        ValueError: onnx, or what writes a network with it, is not installed.
     """
     try:
         import onnx
-        import onnx.external_data_helper
+        import onnxscript  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ValueError(f"ONNX models need onnx: {MISSING}") from error
+        raise ValueError(f"ONNX models need onnx and onnxscript: {MISSING}") from error
     return onnx
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the converters' progress bars and complaints: of what only a Mac has, of every library that is newer.
+
+    What they leave behind is collected here, temporary folders among it, whose end is a warning too.
+    """
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            try:
+                yield
+            finally:
+                gc.collect()
+    finally:
+        logging.disable(logging.NOTSET)

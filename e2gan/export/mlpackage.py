@@ -86,7 +86,7 @@ class Template:
         left = {array.tobytes(): name for name, array in concept.items()}
         for value in large_values(self.function):
             kind, array = _read(reader, value)
-            self.large.append(left.pop(array.tobytes(), None) or (kind, array))
+            self.large.append(left.pop(array.tobytes()) if array.tobytes() in left else (kind, array))
         for value in _small_values(self.function):
             self.small.append(left.pop(value.immediateValue.tensor.bytes.values, None))
         if left:
@@ -109,8 +109,9 @@ class PackWriter:
         self._descriptions: dict[str, Any] = {}
         self._offsets: dict[bytes, int] = {}  # of large constants, by the hash of their content
         self._like: Template | None = None
-        self._since = read_model(since) if since else None
+        self._since: Any = None
         if since:
+            self._since = read_model(since)
             shutil.copyfile(since / WEIGHTS, package / WEIGHTS)
             reader = _reader(since)
             values = {
@@ -135,9 +136,9 @@ class PackWriter:
         function = type(template.function)()
         function.CopyFrom(template.function)
         for value, held in zip(large_values(function), template.large, strict=True):
-            named = isinstance(held, str)
-            kind, array = ("FLOAT16", _fitting(concept[held], value).view(np.uint16).ravel()) if named else held
-            value.blobFileValue.offset = self._put(kind, array)
+            if isinstance(held, str):
+                held = "FLOAT16", _fitting(concept[held], value).view(np.uint16).ravel()
+            value.blobFileValue.offset = self._put(*held)
         for value, name_of in zip(_small_values(function), template.small, strict=True):
             if name_of is not None:
                 value.immediateValue.tensor.bytes.values = _fitting(concept[name_of], value).tobytes()
@@ -162,8 +163,9 @@ class PackWriter:
 
         del self._blobs  # the file is whole when its writer is gone
         model = coremltools().proto.Model_pb2.Model()
-        model.specificationVersion = self._like.version if self._like else self._since.specificationVersion
-        model.mlProgram.version = self._like.program_version if self._like else self._since.mlProgram.version
+        like = self._like
+        model.specificationVersion = like.version if like else self._since.specificationVersion
+        model.mlProgram.version = like.program_version if like else self._since.mlProgram.version
         for name, function in self._functions.items():
             model.mlProgram.functions[name].CopyFrom(function)
             model.description.functions.append(self._descriptions[name])
@@ -244,7 +246,7 @@ def _shorten(function: Any) -> None:
 def _numbers(operation: Any) -> bool:
     """Whether a small constant holds fp16 tensors of several numbers, which may be a concept's."""
     value = operation.attributes["val"]
-    return value.immediateValue.tensor.WhichOneof("value") == "bytes" and value.type.tensorType.rank > 0
+    return bool(value.immediateValue.tensor.WhichOneof("value") == "bytes" and value.type.tensorType.rank)
 
 
 def large_values(function: Any) -> list[Any]:

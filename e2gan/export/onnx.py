@@ -9,7 +9,6 @@ concepts change without loading anything, but every edit pays for weights that t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from e2gan.export.libraries import onnx
+from e2gan.export.libraries import onnx, quietly
 from e2gan.export.mlpackage import INPUT, OUTPUT
 from e2gan.export.phone import PhoneGenerator, random_concept
 from e2gan.infer import check_sides
@@ -148,20 +147,16 @@ def _exported(base: Generator, concept: Mapping[str, Tensor], side: int) -> Any:
     image = torch.zeros(1, 3, side, side)
     check_sides(image)
     network = _Open(PhoneGenerator(base, concept), concept).eval()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                network,
-                (image, *concept.values()),
-                input_names=[INPUT, *concept],
-                output_names=[OUTPUT],
-                opset_version=18,
-                dynamo=True,
-                verbose=False,
-            )
-    except ModuleNotFoundError as error:
-        raise ValueError("ONNX models need onnxscript: pip install 'e2gan-farm[export]'") from error
+    with quietly():
+        program = torch.onnx.export(
+            network,
+            (image, *concept.values()),
+            input_names=[INPUT, *concept],
+            output_names=[OUTPUT],
+            opset_version=18,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:  # where in the sources it came from: as large as the weights of a small concept

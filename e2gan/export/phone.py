@@ -45,8 +45,8 @@ def concept_tensors(base: Generator, adapter: Adapter | None, text: Tensor) -> d
             weight = layer.weight.detach().float()
             if f"{name}.{side}" in ranks:
                 weight = weight + update(layer, *_sides(adapter, f"{name}.{side}"))
-            projected = text.float() @ weight.T  # [tokens, c]
-            tensors[f"{name}.{kind}"] = projected.unflatten(1, (attention.heads, -1)).transpose(0, 1)[None].contiguous()
+            projected = (text.float() @ weight.T).view(1, len(text), attention.heads, -1)
+            tensors[f"{name}.{kind}"] = projected.transpose(1, 2).contiguous()
     return tensors
 
 

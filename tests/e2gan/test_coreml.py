@@ -12,7 +12,7 @@ import torch
 from adapters import mixed_ranks, noise, tiny, trained
 
 from e2gan.export.coreml import _converted, halved, single, template
-from e2gan.export.libraries import coremltools
+from e2gan.export.libraries import coremltools, quietly
 from e2gan.export.mil import PackedFunction
 from e2gan.export.mlpackage import (
     MODEL,
@@ -86,13 +86,14 @@ def test_every_function_edits_as_the_server_does(pack: Path) -> None:
 def test_it_is_what_coremltools_makes_of_the_same_concepts(pack: Path, tmp_path: Path) -> None:
     """Converted one by one and joined by `save_multifunction`: the same operations, numbers and pictures."""
     tools = coremltools()
-    joined = tools.utils.MultiFunctionDescriptor()
-    for name, seed in CONCEPTS.items():
-        network = PhoneGenerator(tiny(), concept_tensors(tiny(), *concept(seed)))
-        _converted(network, SIDE, tools.target.iOS18).save(str(tmp_path / f"{name}.mlpackage"))
-        joined.add_function(str(tmp_path / f"{name}.mlpackage"), "main", name)
-    joined.default_function_name = next(iter(CONCEPTS))
-    tools.utils.save_multifunction(joined, str(tmp_path / "theirs.mlpackage"))
+    with quietly():
+        joined = tools.utils.MultiFunctionDescriptor()
+        for name, seed in CONCEPTS.items():
+            network = PhoneGenerator(tiny(), concept_tensors(tiny(), *concept(seed)))
+            _converted(network, SIDE, tools.target.iOS18).save(str(tmp_path / f"{name}.mlpackage"))
+            joined.add_function(str(tmp_path / f"{name}.mlpackage"), "main", name)
+        joined.default_function_name = next(iter(CONCEPTS))
+        tools.utils.save_multifunction(joined, str(tmp_path / "theirs.mlpackage"))
     ours, theirs = read_model(pack), read_model(tmp_path / "theirs.mlpackage")
     assert ours.specificationVersion == theirs.specificationVersion
     assert ours.description.defaultFunctionName == theirs.description.defaultFunctionName
@@ -133,26 +134,33 @@ def swapped_functions(model: Any) -> None:
     functions["sepia"].CopyFrom(kept)
 
 
-def without_normalisation(model: Any) -> None:
-    """Photos in 0..255 go in as they are: the first operations that compute are taken out."""
-    function = model.mlProgram.functions["night"]
-    first = [o for o in operations(function) if o.type in ("mul", "sub")][:2]
-    skipped = {o.outputs[0].name for o in first}
-    source = next(o for o in operations(function) if o.type == "cast").outputs[0].name
-    for operation in operations(function):
-        for given in operation.inputs.values():
-            for binding in given.arguments:
-                if binding.name in skipped:
-                    binding.name = source
+def skipping(model: Any, *outputs: str) -> None:
+    """Take operations out of `night`: whoever reads what they give reads what they were given."""
+    ours = operations(model.mlProgram.functions["night"])
+    given = {o.outputs[0].name: o.inputs["x"].arguments[0].name for o in ours if o.outputs[0].name in outputs}
+    for operation in ours:
+        for arguments in operation.inputs.values():
+            for binding in arguments.arguments:
+                while binding.name in given:
+                    binding.name = given[binding.name]
 
 
-def without_shift(model: Any) -> None:
-    function = model.mlProgram.functions["night"]
-    shift = next(o for o in operations(function) if o.type == "sub")
-    shift.type = "add"
+def computed(model: Any, *kinds: str) -> list[str]:
+    return [o.outputs[0].name for o in operations(model.mlProgram.functions["night"]) if o.type in kinds]
 
 
-@pytest.mark.parametrize("spoil", [swapped_functions, without_normalisation, without_shift])
+def without_a_norm(model: Any) -> None:
+    skipping(model, computed(model, "instance_norm")[4])  # that of the first residual block's sum
+
+
+def without_the_outputs_range(model: Any) -> None:
+    """Pictures come out in -1..1."""
+    tail = operations(model.mlProgram.functions["night"])
+    place = next(n for n, o in enumerate(tail) if o.type == "tanh")
+    skipping(model, *(o.outputs[0].name for o in tail[place:] if o.type in ("add", "mul")))
+
+
+@pytest.mark.parametrize("spoil", [swapped_functions, without_a_norm, without_the_outputs_range])
 def test_a_spoilt_program_fails(pack: Path, tmp_path: Path, spoil: Callable[[Any], None]) -> None:
     package = copy(pack, tmp_path)
     model = read_model(package)
@@ -160,6 +168,26 @@ def test_a_spoilt_program_fails(pack: Path, tmp_path: Path, spoil: Callable[[Any
     write_model(package, model)
     one = judged(package, "night", seed=CONCEPTS["night"])
     assert one.reason is not None and "at least 40 are asked for" in one.reason
+
+
+def test_the_inputs_range_is_no_matter(pack: Path, tmp_path: Path) -> None:
+    """The norm after the first convolution takes away what scale and shift the photo had: leaving them out is no harm,
+    and so nothing that a certificate could find."""
+    package = copy(pack, tmp_path)
+    model = read_model(package)
+    skipping(model, computed(model, "mul")[0], computed(model, "sub")[0])
+    write_model(package, model)
+    assert judged(package, "night", seed=1).reason is None
+
+
+def test_swapped_colours_are_refused(pack: Path, tmp_path: Path) -> None:
+    package = copy(pack, tmp_path)
+    model = read_model(package)
+    image = model.description.functions[0].input[0].type.imageType
+    image.colorSpace = type(image).BGR
+    write_model(package, model)
+    with pytest.raises(ValueError, match="does not take an RGB image and give one"):
+        PackedFunction(package, "night")
 
 
 def test_a_swapped_adapter_or_text_fails(converted: Template, tmp_path: Path) -> None:
