@@ -107,6 +107,8 @@ def export_published(
         raise UserError(f"--side: {side} is not a multiple of 8, which the network needs; take {side // 8 * 8 or 16}.")
     if max_mb is not None and not max_mb > 0:
         raise UserError(f"--max-mb: {max_mb:g} is no size; give megabytes.")
+    if max_mb is not None and format == "coreml-single":
+        raise UserError("--max-mb: coreml-single makes a package a concept, which --precision makes smaller; use that.")
     if format == "onnx" and precision in ("6bit", "4bit"):
         raise UserError(f"--precision {precision}: ONNX models have fp16 or int8 weights; take one of these.")
     if out is not None:

@@ -6,20 +6,27 @@ the same command finds it there, and a new adapter makes another pack.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from e2gan.export.budget import Shape, fit
+import safetensors.torch
+from torch import Tensor
+
+from e2gan.export.budget import LADDER, ONNX_LADDER, Shape, fit
 from e2gan.export.builders import Format
 from e2gan.infer import base_generator
-from e2gan.lora import searched_ranks
-from farm.artifacts import Manifest, Spec, find
+from e2gan.lora import Adapter, searched_ranks
+from e2gan.lora_peft import load
+from e2gan.ranks import Ranks
+from farm.artifacts import Manifest, Spec, find, open_artifact
 from farm.errors import UserError
 from farm.registry import Entry
 from farm.stages.pretrain import read_base
-from farm.store import Store
+from farm.store import NotFoundError, Store
 
 VERSION = 1
 """Of the stage, raised when its code comes to make other bytes of the same inputs."""
@@ -77,36 +84,64 @@ def plan_packs(
     """Packs of these published concepts: one a base, or several where a budget in bytes asks for it.
 
     shape: how much of the numbers to keep; None keeps all of them, or what the budget has room for.
+    budget: not for packages of one concept each.
 
     Raises:
         UserError: the budget is too small for one concept, or a base is not in the store.
     """
-    by_base: dict[str, list[Entry]] = defaultdict(list)
+    by_base: dict[str, list[Member]] = defaultdict(list)
     for entry in entries:
-        by_base[entry.base].append(entry)
+        by_base[entry.base].append(Member(concept=entry.concept, adapter=entry.adapter, digest=entry.digest))
     packs = []
     for base, group in by_base.items():
         chosen, many = shape or Shape(), len(group)
-        if budget is not None and format != "coreml-single":
-            chosen, many = _fitting(store, base, len(group), budget, shape)
+        if budget is not None:
+            ladder = ONNX_LADDER if format == "onnx" else LADDER
+            chosen, many = _fitting(store, base, group, budget, shape, ladder)
+        settings: dict[str, Any] = {"format": format, "side": side, "shape": chosen, "budget": budget}
         for start in range(0, len(group), many):
-            members = tuple(
-                Member(concept=entry.concept, adapter=entry.adapter, digest=entry.digest)
-                for entry in group[start : start + many]
-            )
-            pack = Pack(
-                members=members, base=base, format=format, side=side, shape=chosen, sources=sources, budget=budget
-            )
-            packs.append(pack)
+            members = tuple(group[start : start + many])
+            packs.append(Pack(members=members, base=base, sources=sources, **settings))
     return packs
 
 
-def _fitting(store: Store, base: str, concepts: int, budget: int, shape: Shape | None) -> tuple[Shape, int]:
+def _fitting(
+    store: Store,
+    base: str,
+    members: Sequence[Member],
+    budget: int,
+    shape: Shape | None,
+    ladder: tuple[Shape, ...],
+) -> tuple[Shape, int]:
     generator = base_generator(*read_base(store, f"bases/{base}"))
+    ranks = _ranks(store, members) or searched_ranks(generator)
     try:
-        return fit(generator, searched_ranks(generator), concepts=concepts, budget=budget, shape=shape)
+        return fit(generator, ranks, concepts=len(members), budget=budget, shape=shape, ladder=ladder)
     except ValueError as error:
         raise UserError(f"--max-mb: {error}; allow more.") from error
+
+
+def _ranks(store: Store, members: Sequence[Member]) -> Ranks:
+    """Those of the first adapter that can be read; adapters of one base have the same. Empty where none can."""
+    for member in members:
+        with suppress(UserError, NotFoundError, ValueError):
+            return read_adapter(store, member, base=None)[0].ranks
+    return {}
+
+
+def read_adapter(store: Store, member: Member, base: str | None) -> tuple[Adapter, Tensor]:
+    """A published adapter and its prompt's embedding; IntegrityError where files are not as they were put.
+
+    base: the base it must be made for, None for whichever it names.
+
+    Raises:
+        ValueError: it is made for another base.
+    """
+    artifact = open_artifact(store, member.adapter)
+    files = {name: artifact.read(name) for name in ("adapter_config.json", "adapter_model.safetensors")}
+    named = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
+    adapter = load(files, base=base or named)
+    return adapter, safetensors.torch.load(artifact.read("text.safetensors"))["text"]
 
 
 def update_of(store: Store, pack: Pack, since: str) -> Pack:

@@ -33,6 +33,8 @@ class Shape:
 
 LADDER = (Shape(), Shape(precision="int8"), Shape(precision="int8", cap=4), Shape(precision="6bit", cap=2))
 """What is tried in turn until everything fits into one pack."""
+ONNX_LADDER = (*LADDER[:3], Shape(precision="int8", cap=2))
+"""The same for ONNX models, whose weights have eight bits at the least."""
 SPLIT = Shape(precision="int8")
 """How several packs are made where nothing fits into one, if a concept fits into a pack this way."""
 _BITS = {"fp16": 16, "int8": 8, "6bit": 6, "4bit": 4}
@@ -65,7 +67,15 @@ def sizes(base: Generator, ranks: Ranks, shape: Shape) -> Sizes:
     return Sizes(base=total, concept=numbers + PROGRAM)
 
 
-def fit(base: Generator, ranks: Ranks, *, concepts: int, budget: int, shape: Shape | None = None) -> tuple[Shape, int]:
+def fit(
+    base: Generator,
+    ranks: Ranks,
+    *,
+    concepts: int,
+    budget: int,
+    shape: Shape | None = None,
+    ladder: tuple[Shape, ...] = LADDER,
+) -> tuple[Shape, int]:
     """How to make packs of at most `budget` bytes of that many concepts: their shape, and concepts a pack.
 
     shape: where it is decided already, so that only the number is left.
@@ -73,7 +83,7 @@ def fit(base: Generator, ranks: Ranks, *, concepts: int, budget: int, shape: Sha
     Raises:
         ValueError: not even one concept fits; the sentence says how much it takes.
     """
-    whole, split = (LADDER, (SPLIT, LADDER[-1])) if shape is None else ((shape,), (shape,))
+    whole, split = (ladder, (SPLIT, ladder[-1])) if shape is None else ((shape,), (shape,))
     for tried in whole:
         if sizes(base, ranks, tried).total(concepts) <= budget:
             return tried, concepts

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from e2gan.export.libraries import coremltools
+
 MODEL = "Data/com.apple.CoreML/model.mlmodel"
 WEIGHTS = "Data/com.apple.CoreML/weights/weight.bin"
 INPUT, OUTPUT = "image", "edited"
@@ -40,8 +42,6 @@ _KINDS = {
 def read_model(package: Path) -> Any:
     """The protobuf of a package. ValueError where it is none."""
     from google.protobuf.message import DecodeError
-
-    from e2gan.export.libraries import coremltools
 
     model = coremltools().proto.Model_pb2.Model()
     try:
@@ -101,6 +101,7 @@ class PackWriter:
     """
 
     def __init__(self, package: Path, *, since: Path | None = None) -> None:
+        coremltools()
         from coremltools.libmilstoragepython import _BlobStorageWriter
 
         self.package = package
@@ -130,8 +131,6 @@ class PackWriter:
 
     def add(self, name: str, template: Template, concept: Mapping[str, NDArray[np.float16]]) -> Part:
         """Write the template's function under that name with the concept's tensors, of the template's shapes."""
-        from e2gan.export.libraries import coremltools
-
         before = self.weights
         function = type(template.function)()
         function.CopyFrom(template.function)
@@ -159,8 +158,6 @@ class PackWriter:
 
     def close(self) -> None:
         """Write model.mlmodel and the package's list of contents. The same functions give the same bytes."""
-        from e2gan.export.libraries import coremltools
-
         del self._blobs  # the file is whole when its writer is gone
         model = coremltools().proto.Model_pb2.Model()
         like = self._like
@@ -281,8 +278,6 @@ def _reader(package: Path) -> Any:
 
 
 def _read(reader: Any, value: Any) -> tuple[str, NDArray[Any]]:
-    from e2gan.export.libraries import coremltools
-
     kind: str = coremltools().proto.MIL_pb2.DataType.Name(value.type.tensorType.dataType)
     return kind, np.asarray(getattr(reader, f"read_{_KINDS[kind][0]}_data")(value.blobFileValue.offset))
 

@@ -12,21 +12,19 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import safetensors.torch
 from torch import Tensor
 
 from e2gan.export.builders import Builder, Templates, builder
+from e2gan.export.libraries import coremltools, onnx
 from e2gan.export.mlpackage import Part
 from e2gan.export.parity import LIMITS, Judged, certificate, judge, server_edits, shown
 from e2gan.infer import base_generator
-from e2gan.lora import Adapter
-from e2gan.lora_peft import load
 from e2gan.model import Generator
 from e2gan.pairs import Image, to_tensor
 from farm.artifacts import FileEntry, Manifest, commit, find, open_artifact
 from farm.errors import StoreError, UserError
 from farm.files import make_folder
-from farm.packs import Member, Pack
+from farm.packs import Member, Pack, read_adapter
 from farm.stages.ingest import source_images
 from farm.stages.pictures import picture_sheet
 from farm.stages.pretrain import read_base
@@ -68,12 +66,16 @@ def export(store: Store, pack: Pack, on_progress: OnProgress = lambda done, tota
 
     Raises:
         EmptyPackError: that was every one of them.
-        UserError: the base, the photographs or the pack to go on from are not in the store, or it came out larger than
-            its budget.
+        UserError: the base, the photographs or the pack to go on from are not in the store, it came out larger than
+            its budget, or the extra `export` is not installed.
     """
     if done := find(store, pack.spec.path):
         return done
     started = time.monotonic()
+    try:
+        onnx() if pack.format == "onnx" else coremltools()
+    except ValueError as error:
+        raise UserError(f"farm export: {error}.") from error
     base = base_generator(*read_base(store, f"bases/{pack.base}"))
     photos = _photos(store, pack)
     templates = Templates(base, side=pack.side, shape=pack.shape)
@@ -128,8 +130,6 @@ def _build(
         except StoreError:
             raise
         except (UserError, NotFoundError, ValueError) as error:
-            if "pip install" in str(error):  # nothing can be exported without it
-                raise UserError(f"farm export: {error}.") from error
             made.left_out[member.concept] = str(error).rstrip(".")
         told(member.concept)
     if not made.parts:
@@ -182,7 +182,7 @@ def _commit(
     ]
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     size = sum(path.stat().st_size for path in paths.values())
-    if pack.budget is not None and size > pack.budget and pack.format != "coreml-single":
+    if pack.budget is not None and size > pack.budget:
         raise UserError(f"--max-mb: the pack came out at {size / 1e6:.2f} MB, over {pack.budget / 1e6:g}; allow more.")
     document = {
         "format": pack.format,
@@ -221,21 +221,6 @@ def parts(rows: Sequence[dict[str, Any]], paths: dict[str, Path]) -> dict[str, i
     added = [row["weights_bytes"] for row in rows]
     one = min(added)  # the first concept's part has the base in it
     return {"base": weights - one * len(rows), "concepts": one * len(rows), "programs": rest}
-
-
-def read_adapter(store: Store, member: Member, base: str | None) -> tuple[Adapter, Tensor]:
-    """A published adapter and its prompt's embedding; IntegrityError where files are not as they were put.
-
-    base: the base it must be made for, None for whichever it names.
-
-    Raises:
-        ValueError: it is made for another base.
-    """
-    artifact = open_artifact(store, member.adapter)
-    files = {name: artifact.read(name) for name in ("adapter_config.json", "adapter_model.safetensors")}
-    named = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
-    adapter = load(files, base=base or named)
-    return adapter, safetensors.torch.load(artifact.read("text.safetensors"))["text"]
 
 
 def _photos(store: Store, pack: Pack) -> Tensor:

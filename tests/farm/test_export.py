@@ -200,6 +200,8 @@ def test_mistakes(
     told = terminal.mistake("-c", config, "--all", "--max-mb", 0.05)
     assert told.startswith("--max-mb: a pack of one concept takes 0.") and told.endswith("not 0.05; allow more.")
     assert terminal.mistake("-c", config, "--all", "--max-mb", 0).startswith("--max-mb: 0 is no size")
+    told = terminal.mistake("-c", config, "--all", "--format", "coreml-single", "--max-mb", 5)
+    assert told.endswith("which --precision makes smaller; use that.")
     told = terminal.mistake("-c", config, "--all", "--format", "onnx", "--precision", "6bit")
     assert told.endswith("ONNX models have fp16 or int8 weights; take one of these.")
     assert "holds no one pack 123" in terminal.mistake("-c", config, "--all", "--since", "123")
