@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,17 @@ from machine import machine
 from e2gan.config import GeneratorConfig
 from e2gan.export.budget import Shape
 from e2gan.export.builders import PACKAGE, Templates, builder
+from e2gan.export.coreml import halved
 from e2gan.export.libraries import coremltools
+from e2gan.export.onnx import OnnxFunction
 from e2gan.export.parity import judge, server_edits
+from e2gan.export.phone import concept_tensors
 from e2gan.lora import Adapter, new_adapter, searched_ranks
 from e2gan.model import Generator, build_generator
 
-PACKS = (("coreml", "fp16"), ("coreml", "int8"), ("coreml", "6bit"), ("onnx", "fp16"), ("onnx", "int8"))
+PACKS = ["coreml:fp16", "coreml:8bit", "coreml:6bit", "coreml:int8", "onnx:fp16", "onnx:int8"]
 PHOTOS = 2
+REPEATS = 7
 
 
 def concept(base: Generator, number: int) -> tuple[Adapter, torch.Tensor]:
@@ -84,6 +90,7 @@ def build(format: Any, precision: Any, concepts: int, side: int, channels: int, 
             started = time.monotonic()
             lowest.append(judge(pack.editor(f"c{number:03d}"), expected, pictures, limit=0).parity.lowest)
             seconds += time.monotonic() - started
+        inputs = as_inputs(Path(folder), templates, base, pictures) if format == "onnx" and judged else {}
     own = parts[-1].weights + parts[-1].program
     return {
         "format": format,
@@ -100,13 +107,37 @@ def build(format: Any, precision: Any, concepts: int, side: int, channels: int, 
         "judged": len(lowest),
         "lowest_psnr": round(min(lowest), 1) if lowest else None,
         "judge_seconds_an_edit": round(seconds / (PHOTOS * len(lowest)), 2) if lowest else None,
+        **inputs,
     }
+
+
+def as_inputs(folder: Path, templates: Templates, base: Generator, pictures: torch.Tensor) -> dict[str, Any]:
+    """Milliseconds of an edit on one thread and of loading, of a model a concept and of one that takes the concept's
+    tensors as inputs; medians of runs in turn."""
+    adapter, text = concept(base, 0)
+    tensors = halved(concept_tensors(base, adapter, text))
+    templates.onnx(adapter).write_open(folder / "open.onnx")
+    times: dict[str, list[float]] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started = time.monotonic()
+        result = work()
+        times.setdefault(name, []).append(1000 * (time.monotonic() - started))
+        return result
+
+    for _ in range(REPEATS):
+        own = timed("load_ms", lambda: OnnxFunction(folder / "c000.onnx"))
+        taking = timed("load_ms_as_inputs", lambda: OnnxFunction(folder / "open.onnx"))
+        for _ in range(2):
+            timed("edit_ms", lambda own=own: own(pictures[:1]))
+            timed("edit_ms_as_inputs", lambda taking=taking: taking(pictures[:1], tensors))
+    return {name: round(statistics.median(found), 1) for name, found in times.items()}
 
 
 def theirs(concepts: int, side: int, channels: int) -> dict[str, Any]:
     """The same by converting every concept and joining all with coremltools."""
     from e2gan.export.coreml import _converted
-    from e2gan.export.phone import PhoneGenerator, concept_tensors
+    from e2gan.export.phone import PhoneGenerator
 
     base, tools = build_generator(GeneratorConfig(channels=channels), seed=0).eval(), coremltools()
     before, started = peak(), time.monotonic()
@@ -144,6 +175,7 @@ def alone(**settings: Any) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--concepts", type=int, nargs="+", default=[30, 260], help="of a pack")
+    parser.add_argument("--packs", nargs="+", default=PACKS, help="formats and precisions")
     parser.add_argument("--side", type=int, default=256, help="of the images, px")
     parser.add_argument("--channels", type=int, default=64, help="of the generator at full resolution")
     parser.add_argument("--judge", type=int, default=3, help="concepts of a pack that are run on two pictures")
@@ -159,7 +191,7 @@ def main() -> None:
     merged = alone(format="coreml-single", precision="fp16", concepts=1, judged=1, **common)
     print(json.dumps(merged), flush=True)
     for concepts in args.concepts:
-        for format, precision in PACKS:
+        for format, precision in (pack.split(":") for pack in args.packs):
             row = alone(format=format, precision=precision, concepts=concepts, judged=args.judge, **common)
             row["of_merged"] = round(concepts * merged["bytes"] / row["bytes"], 1)
             print(json.dumps(row), flush=True)

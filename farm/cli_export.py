@@ -32,7 +32,7 @@ MaxMb = Annotated[
     float | None, typer.Option("--max-mb", help="The most a pack may take; several are made where one is too small.")
 ]
 Precision = Annotated[
-    Literal["fp16", "int8", "6bit", "4bit"] | None,
+    Literal["fp16", "int8", "8bit", "6bit", "4bit"] | None,
     typer.Option("--precision", help="Of the base's weights; default fp16, or what --max-mb has room for."),
 ]
 Side = Annotated[int | None, typer.Option("--side", min=16, help="Side of the images in px; default sources.size.")]
@@ -83,7 +83,7 @@ def export_published(
     concepts: list[str],
     everything: bool,
     max_mb: float | None,
-    precision: Literal["fp16", "int8", "6bit", "4bit"] | None,
+    precision: Literal["fp16", "int8", "8bit", "6bit", "4bit"] | None,
     side: int | None,
     out: Path | None,
     since: str | None,
@@ -109,7 +109,7 @@ def export_published(
         raise UserError(f"--max-mb: {max_mb:g} is no size; give megabytes.")
     if max_mb is not None and format == "coreml-single":
         raise UserError("--max-mb: coreml-single makes a package a concept, which --precision makes smaller; use that.")
-    if format == "onnx" and precision in ("6bit", "4bit"):
+    if format == "onnx" and precision not in (None, "fp16", "int8"):
         raise UserError(f"--precision {precision}: ONNX models have fp16 or int8 weights; take one of these.")
     if out is not None:
         make_folder(out)

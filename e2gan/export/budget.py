@@ -31,13 +31,17 @@ class Shape:
         return {name: rank if self.cap is None else min(rank, self.cap) for name, rank in ranks.items()}
 
 
-LADDER = (Shape(), Shape(precision="int8"), Shape(precision="int8", cap=4), Shape(precision="6bit", cap=2))
+LADDER = (
+    Shape(),
+    Shape(precision="8bit"),
+    Shape(precision="6bit"),
+    Shape(precision="6bit", cap=4),
+    Shape(precision="6bit", cap=2),
+)
 """What is tried in turn until everything fits into one pack."""
-ONNX_LADDER = (*LADDER[:3], Shape(precision="int8", cap=2))
+ONNX_LADDER = (Shape(), Shape(precision="int8"), Shape(precision="int8", cap=4), Shape(precision="int8", cap=2))
 """The same for ONNX models, whose weights have eight bits at the least."""
-SPLIT = Shape(precision="int8")
-"""How several packs are made where nothing fits into one, if a concept fits into a pack this way."""
-_BITS = {"fp16": 16, "int8": 8, "6bit": 6, "4bit": 4}
+_BITS = {"fp16": 16, "int8": 8, "8bit": 8, "6bit": 6, "4bit": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,8 @@ def sizes(base: Generator, ranks: Ranks, shape: Shape) -> Sizes:
         if not name.startswith(folded):
             bits = _BITS[shape.precision] if parameter.numel() >= 2048 and parameter.dim() > 1 else 16
             total += math.ceil(parameter.numel() * bits / 8) + ALIGNED
-            total += 0 if bits == 16 else 2 * max(2 ** (bits % 8), parameter.shape[0]) + ALIGNED
+            if bits < 16:  # a scale a channel, or the values themselves
+                total += 2 * (max(parameter.shape[:2]) if shape.precision == "int8" else 2**bits) + ALIGNED
     numbers = 2 * concept_parameters(concept) + ALIGNED * len(concept)
     return Sizes(base=total, concept=numbers + PROGRAM)
 
@@ -78,12 +83,14 @@ def fit(
 ) -> tuple[Shape, int]:
     """How to make packs of at most `budget` bytes of that many concepts: their shape, and concepts a pack.
 
+    Where the whole ladder is too large, several packs are of its second step, or of its last.
+
     shape: where it is decided already, so that only the number is left.
 
     Raises:
         ValueError: not even one concept fits; the sentence says how much it takes.
     """
-    whole, split = (ladder, (SPLIT, ladder[-1])) if shape is None else ((shape,), (shape,))
+    whole, split = (ladder, (ladder[1], ladder[-1])) if shape is None else ((shape,), (shape,))
     for tried in whole:
         if sizes(base, ranks, tried).total(concepts) <= budget:
             return tried, concepts

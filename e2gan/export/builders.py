@@ -72,8 +72,9 @@ class Templates:
             ValueError: its ranks are not those of the concepts before: they would not share one file of weights.
         """
         if self._onnx is None:
-            precision = "fp16" if self.shape.precision == "fp16" else "int8"
-            self._onnx = OnnxTemplate(self.base, adapter.ranks, side=self.side, precision=precision)  # type: ignore[arg-type]
+            precision = self.shape.precision
+            assert precision == "fp16" or precision == "int8", "ONNX models have no others"
+            self._onnx = OnnxTemplate(self.base, adapter.ranks, side=self.side, precision=precision)
             self._onnx_ranks = dict(adapter.ranks)
         if self._onnx_ranks != adapter.ranks:
             raise ValueError("its ranks are not those of the pack's other adapters; export it by itself")

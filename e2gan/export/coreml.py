@@ -19,9 +19,9 @@ from e2gan.lora import Adapter
 from e2gan.model import Generator
 from e2gan.ranks import Ranks
 
-Precision = Literal["fp16", "int8", "6bit", "4bit"]
-"""Of the base's weights: as they are, eight bits linear by output channel, or 64 or 16 values a tensor by k-means. What
-a concept adds is always fp16, and so is the computation."""
+Precision = Literal["fp16", "int8", "8bit", "6bit", "4bit"]
+"""Of the base's weights: as they are, eight bits linear by output channel, or 256, 64 or 16 values a tensor by k-means,
+which suits weights of which a few are large. What a concept adds is always fp16, and so is the computation."""
 
 
 def template(base: Generator, ranks: Ranks, *, side: int, precision: Precision = "fp16") -> Template:

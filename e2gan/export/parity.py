@@ -14,7 +14,7 @@ from e2gan.lora import Adapter
 from e2gan.model import Generator
 from e2gan.pairs import to_bytes, to_unit
 
-LIMITS = {"fp16": 40.0, "int8": 32.0, "6bit": 30.0, "4bit": 20.0}
+LIMITS = {"fp16": 40.0, "8bit": 40.0, "6bit": 34.0, "int8": 32.0, "4bit": 20.0}
 """Decibels that a concept's worst photo must reach, by the precision of the base; docs/phones.md has what they do."""
 IDENTICAL = 100.0
 """What pictures without any difference are said to have, whose PSNR has no number."""
