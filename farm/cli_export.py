@@ -92,6 +92,7 @@ def export_published(
 ) -> None:
     """What `farm export` does here and `jobs/export_mobile.py` on Ray."""
     from e2gan.export.budget import Shape
+    from farm.artifacts import find
     from farm.files import make_folder
     from farm.packs import plan_packs, update_of
     from farm.plan import make_plan
@@ -127,9 +128,17 @@ def export_published(
         if len(packs) > 1:
             raise UserError("--since: these concepts make several packs; name the concepts of one of them.")
         packs = [update_of(store, packs[0], since)]
-    made, failures = _on_ray(loaded, store, packs) if on_ray else _here(store, packs)
+    there = {pack: manifest for pack in packs if (manifest := find(store, pack.spec.path))}
+    missing = [pack for pack in packs if pack not in there]
+    made: dict[Pack, Manifest] = {}
+    failures: list[str] = []
+    if missing:
+        made, failures = _on_ray(loaded, store, missing) if on_ray else _here(store, missing)
     rows = []
-    for pack, manifest in made.items():
+    for pack in packs:
+        manifest = there.get(pack) or made.get(pack)
+        if manifest is None:
+            continue
         folder = _write(store, pack, manifest, out) if out is not None else None
         rows.append({"pack": manifest.digest, "path": manifest.path, "out": folder, **manifest.summary})
     if as_json:

@@ -4,7 +4,7 @@
     et/bin/python examples/android/export_executorch.py --config configs/demo.yaml --concept night --out night.pte
 
 In an environment of its own: executorch wants other versions of some packages than constraints.txt has. Input and
-output are one float32 tensor `[1, 3, side, side]` of 0..255. Every program holds the whole base; docs/phones.md says more.
+output are one float32 tensor `[1, 3, side, side]` of 0..255. Every program holds the whole base (docs/phones.md).
 """
 
 from __future__ import annotations
