@@ -31,15 +31,9 @@ class Shape:
         return {name: rank if self.cap is None else min(rank, self.cap) for name, rank in ranks.items()}
 
 
-LADDER = (
-    Shape(),
-    Shape(precision="8bit"),
-    Shape(precision="6bit"),
-    Shape(precision="6bit", cap=4),
-    Shape(precision="6bit", cap=2),
-)
-"""What is tried in turn until everything fits into one pack."""
-ONNX_LADDER = (Shape(), Shape(precision="int8"), Shape(precision="int8", cap=4), Shape(precision="int8", cap=2))
+LADDER = (Shape(), Shape(precision="8bit"), Shape(precision="6bit"), Shape(precision="6bit", cap=4))
+"""What is tried in turn until everything fits into one pack. Ranks are not cut further: several packs lose less."""
+ONNX_LADDER = (Shape(), Shape(precision="int8"), Shape(precision="int8", cap=4))
 """The same for ONNX models, whose weights have eight bits at the least."""
 _BITS = {"fp16": 16, "int8": 8, "8bit": 8, "6bit": 6, "4bit": 4}
 
@@ -83,14 +77,14 @@ def fit(
 ) -> tuple[Shape, int]:
     """How to make packs of at most `budget` bytes of that many concepts: their shape, and concepts a pack.
 
-    Where the whole ladder is too large, several packs are of its second step, or of its last.
+    Where the whole ladder is too large, several packs are of its second step, or of one below that a concept fits with.
 
     shape: where it is decided already, so that only the number is left.
 
     Raises:
         ValueError: not even one concept fits; the sentence says how much it takes.
     """
-    whole, split = (ladder, (ladder[1], ladder[-1])) if shape is None else ((shape,), (shape,))
+    whole, split = (ladder, ladder[1:]) if shape is None else ((shape,), (shape,))
     for tried in whole:
         if sizes(base, ranks, tried).total(concepts) <= budget:
             return tried, concepts

@@ -25,6 +25,19 @@ iOS 16 and later; `onnx`: a model a concept and one file of base weights."""
 PACKAGE = "pack.mlpackage"
 
 
+def function_name(concept: str) -> str:
+    """A concept's function in a package: a compiled package is a text, in which a hyphen or a first digit would be read
+    as something else. Two ids (lower-case words joined by hyphens) never get the same name."""
+    name = concept.replace("-", "_")
+    return f"_{name}" if name[0].isdigit() else name
+
+
+def function_in(format: Format, concept: str) -> str:
+    """Where a pack of this format has the concept: the function's name, or that of a file."""
+    endings = {"onnx": ".onnx", "coreml-single": ".mlpackage"}
+    return f"{concept}{endings[format]}" if format in endings else function_name(concept)
+
+
 class Builder(Protocol):
     """Makes a pack in a folder. Not more than one concept is in memory at a time."""
 
@@ -93,16 +106,16 @@ class CoreMLBuilder:
     def add(self, name: str, adapter: Adapter, text: Tensor) -> Part:
         adapter = self._templates.cut(adapter)
         concept = halved(concept_tensors(self._templates.base, adapter, text))
-        return self._writer.add(name, self._templates.coreml(adapter), concept)
+        return self._writer.add(function_name(name), self._templates.coreml(adapter), concept)
 
     def keep(self, name: str) -> Part:
-        return self._writer.keep(name)
+        return self._writer.keep(function_name(name))
 
     def close(self) -> None:
         self._writer.close()
 
     def editor(self, name: str) -> Callable[[Tensor], Tensor]:
-        return PackedFunction(self._package, name)
+        return PackedFunction(self._package, function_name(name))
 
 
 class SingleBuilder:

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 from torch import Tensor
 
-from e2gan.export.builders import Builder, Templates, builder
+from e2gan.export.builders import Builder, Templates, builder, function_in
 from e2gan.export.libraries import coremltools, onnx
 from e2gan.export.mlpackage import Part
 from e2gan.export.parity import LIMITS, Judged, certificate, judge, server_edits, shown
@@ -166,12 +166,11 @@ def _commit(
     folder: Path,
     started: float,
 ) -> Manifest:
-    function = "{}" if pack.format == "coreml" else "{}.onnx" if pack.format == "onnx" else "{}.mlpackage"
     rows = [
         {
             "concept": member.concept,
             "adapter": member.digest,
-            "function": function.format(member.concept),
+            "function": function_in(pack.format, member.concept),
             "weights_bytes": made.parts[member.concept].weights,
             "program_bytes": made.parts[member.concept].program,
             "new": member.concept not in made.kept,

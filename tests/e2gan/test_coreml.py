@@ -12,6 +12,7 @@ import pytest
 import torch
 from adapters import TINY, mixed_ranks, noise, tiny, trained
 
+from e2gan.export.builders import function_name
 from e2gan.export.coreml import _converted, halved, single, template
 from e2gan.export.libraries import coremltools, quietly
 from e2gan.export.mil import PackedFunction
@@ -123,6 +124,19 @@ def test_the_same_concepts_give_the_same_bytes(pack: Path, converted: Template, 
     again.close()
     for file in (MODEL, WEIGHTS, "Manifest.json"):
         assert (pack / file).read_bytes() == (tmp_path / "again.mlpackage" / file).read_bytes()
+
+
+def test_names_that_a_compiled_package_can_hold(pack: Path) -> None:
+    """Those that the converter's own rule for names leaves alone, values' too."""
+    from coremltools.converters.mil.mil.passes.defs.preprocess import NameSanitizer
+
+    concepts = ("pop-art", "3d-render", "night", "vincent-van-gogh-style")
+    function = read_model(pack).mlProgram.functions["night"]
+    values = [output.name for operation in operations(function) for output in operation.outputs]
+    for name in (*map(function_name, concepts), *values):
+        assert NameSanitizer().sanitize_name(name) == name
+    assert len({*map(function_name, concepts)}) == len(concepts)
+    assert NameSanitizer().sanitize_name("pop-art") != "pop-art"
 
 
 # Sabotage
