@@ -224,14 +224,15 @@ def test_mistakes(
 def test_a_budget_makes_several_packs(root: Path, tmp_path: Path) -> None:
     from e2gan.export.budget import LADDER, sizes
     from e2gan.infer import base_generator
-    from e2gan.lora import searched_ranks
-    from farm.packs import plan_packs
+    from farm.packs import Member, plan_packs, read_adapter
     from farm.stages.pretrain import read_base
 
     store = copied(root, tmp_path / "store")
     entries = list(Registry(store).list().values())
     base = base_generator(*read_base(store, f"bases/{entries[0].base}"))
-    counted = {shape: sizes(base, searched_ranks(base), shape) for shape in LADDER}
+    first = Member(concept="", adapter=entries[0].adapter, digest="")
+    ranks = read_adapter(store, first, base=None)[0].ranks
+    counted = {shape: sizes(base, ranks, shape) for shape in LADDER}
     common: dict[str, Any] = {"format": "coreml", "side": 32, "sources": "sources/x/y"}
     for shape in LADDER:
         (pack,) = plan_packs(store, entries, budget=counted[shape].total(4), **common)
