@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from farm.artifacts import Manifest
     from farm.packs import Pack
     from farm.registry import Entry
+    from farm.signing import Keys
     from farm.store import Store
 
 PackFormat = Annotated[
@@ -97,12 +98,14 @@ def export_published(
     from farm.packs import plan_packs, update_of
     from farm.plan import make_plan
     from farm.registry import Registry
+    from farm.signing import open_keys
     from farm.store import open_store
 
     loaded = load_config(config, overrides)
     with naming(config):
         store = open_store(loaded.store, loaded.cluster.store_patience_seconds)
         plan = make_plan(loaded)
+        keys = open_keys(None, loaded.signing.public_keys)
     side = side or loaded.sources.size
     if side % 8:
         raise UserError(f"--side: {side} is not a multiple of 8, which the network needs; take {side // 8 * 8 or 16}.")
@@ -133,7 +136,7 @@ def export_published(
     made: dict[Pack, Manifest] = {}
     failures: list[str] = []
     if missing:
-        made, failures = _on_ray(loaded, store, missing) if on_ray else _here(store, missing)
+        made, failures = _on_ray(loaded, store, missing, keys) if on_ray else _here(store, missing, keys)
     rows = []
     for pack in packs:
         manifest = there.get(pack) or made.get(pack)
@@ -152,7 +155,7 @@ def export_published(
         raise typer.Exit(1)
 
 
-def _here(store: Store, packs: list[Pack]) -> tuple[dict[Pack, Manifest], list[str]]:
+def _here(store: Store, packs: list[Pack], keys: Keys) -> tuple[dict[Pack, Manifest], list[str]]:
     from farm.progress import Screen
     from farm.stages.export import export as build
 
@@ -161,7 +164,7 @@ def _here(store: Store, packs: list[Pack]) -> tuple[dict[Pack, Manifest], list[s
     with resumable(), Screen().bar("export") as bar:
         for pack in packs:
             try:
-                made[pack] = build(store, pack, bar.update)
+                made[pack] = build(store, pack, bar.update, keys)
             except StoreError:
                 raise
             except UserError as error:
@@ -169,7 +172,7 @@ def _here(store: Store, packs: list[Pack]) -> tuple[dict[Pack, Manifest], list[s
     return made, failures
 
 
-def _on_ray(loaded: Any, store: Store, packs: list[Pack]) -> tuple[dict[Pack, Manifest], list[str]]:
+def _on_ray(loaded: Any, store: Store, packs: list[Pack], keys: Keys) -> tuple[dict[Pack, Manifest], list[str]]:
     from farm.cluster import connected
     from farm.cluster.packing import export_packs
     from farm.progress import Screen
@@ -179,7 +182,7 @@ def _on_ray(loaded: Any, store: Store, packs: list[Pack]) -> tuple[dict[Pack, Ma
         connected(loaded.cluster),
         Screen().bar("export") as bar,
     ):
-        made, failed = export_packs(store, packs, loaded.cluster, bar, stop)
+        made, failed = export_packs(store, packs, loaded.cluster, bar, stop, keys)
     return made, [failure.traceback or failure.message for failure in failed.values()]
 
 

@@ -6,27 +6,23 @@ the same command finds it there, and a new adapter makes another pack.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors.torch
-from torch import Tensor
-
+from e2gan.config import GeneratorConfig
 from e2gan.export.budget import LADDER, ONNX_LADDER, Shape, fit
 from e2gan.export.builders import Format
 from e2gan.infer import base_generator
-from e2gan.lora import Adapter, searched_ranks
-from e2gan.lora_peft import load
+from e2gan.lora import searched_ranks
 from e2gan.ranks import Ranks
-from farm.artifacts import Manifest, Spec, find, open_artifact
+from farm.artifacts import Manifest, Spec, find
 from farm.errors import UserError
 from farm.registry import Entry
-from farm.stages.pretrain import read_base
-from farm.store import NotFoundError, Store
+from farm.store import Store
+from farm.weights import read_adapter, read_base
 
 VERSION = 1
 """Of the stage, raised when its code comes to make other bytes of the same inputs."""
@@ -114,34 +110,19 @@ def _fitting(
     ladder: tuple[Shape, ...],
 ) -> tuple[Shape, int]:
     generator = base_generator(*read_base(store, f"bases/{base}"))
-    ranks = _ranks(store, members) or searched_ranks(generator)
+    ranks = _ranks(store, members, base, generator.config) or searched_ranks(generator)
     try:
         return fit(generator, ranks, concepts=len(members), budget=budget, shape=shape, ladder=ladder)
     except ValueError as error:
         raise UserError(f"--max-mb: {error}; allow more.") from error
 
 
-def _ranks(store: Store, members: Sequence[Member]) -> Ranks:
+def _ranks(store: Store, members: Sequence[Member], base: str, model: GeneratorConfig) -> Ranks:
     """Those of the first adapter that can be read; adapters of one base have the same. Empty where none can."""
     for member in members:
-        with suppress(UserError, NotFoundError, ValueError):
-            return read_adapter(store, member, base=None)[0].ranks
+        with suppress(UserError):
+            return read_adapter(store, member.adapter, base, model)[0].ranks
     return {}
-
-
-def read_adapter(store: Store, member: Member, base: str | None) -> tuple[Adapter, Tensor]:
-    """A published adapter and its prompt's embedding; IntegrityError where files are not as they were put.
-
-    base: the base it must be made for, None for whichever it names.
-
-    Raises:
-        ValueError: it is made for another base.
-    """
-    artifact = open_artifact(store, member.adapter)
-    files = {name: artifact.read(name) for name in ("adapter_config.json", "adapter_model.safetensors")}
-    named = json.loads(files["adapter_config.json"])["base_model_name_or_path"]
-    adapter = load(files, base=base or named)
-    return adapter, safetensors.torch.load(artifact.read("text.safetensors"))["text"]
 
 
 def update_of(store: Store, pack: Pack, since: str) -> Pack:

@@ -23,12 +23,11 @@ from e2gan.export.phone import PhoneGenerator, concept_tensors
 from e2gan.infer import base_generator
 from e2gan.pairs import to_tensor
 from farm.config_file import load_config
-from farm.packs import Member, read_adapter
 from farm.plan import make_plan
 from farm.registry import Registry
 from farm.stages.ingest import source_images
-from farm.stages.pretrain import read_base
 from farm.store import open_store
+from farm.weights import read_adapter, read_base
 
 
 def main() -> None:
@@ -45,8 +44,7 @@ def main() -> None:
     if entry is None:
         parser.error(f"--concept: {args.concept} is not published in {store.url}")
     base = base_generator(*read_base(store, f"bases/{entry.base}"))
-    member = Member(concept=args.concept, adapter=entry.adapter, digest=entry.digest)
-    adapter, text = read_adapter(store, member, entry.base)
+    adapter, text = read_adapter(store, entry.adapter, entry.base, base.config)
     images = source_images(store, make_plan(config).sources.path)
     photo = to_tensor([np.asarray(images[min(images)])])
 

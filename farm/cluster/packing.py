@@ -12,12 +12,13 @@ from farm.cluster.watch import POLL_SECONDS, WORKER_RETRIES, Failure, ended, fai
 from farm.config import ClusterConfig
 from farm.packs import Pack
 from farm.progress import Bar
+from farm.signing import NOBODY, Keys
 from farm.stop import Stop
 from farm.store import Store
 
 
 def export_packs(
-    store: Store, packs: Sequence[Pack], config: ClusterConfig, bar: Bar, stop: Stop
+    store: Store, packs: Sequence[Pack], config: ClusterConfig, bar: Bar, stop: Stop, keys: Keys = NOBODY
 ) -> tuple[dict[Pack, Manifest], dict[Pack, Failure]]:
     """Build packs on workers of the size of those that train adapters, less their GPUs; one failure stops no other.
 
@@ -38,7 +39,7 @@ def export_packs(
             room = 0 if stop.asked else slots(worker, config.autoscaling) - len(running)
             while waiting and room > 0:
                 pack = waiting.popleft()
-                running[remote.remote(store, pack, int(worker.cpus) or 1)] = pack
+                running[remote.remote(store, pack, int(worker.cpus) or 1, keys)] = pack
                 room -= 1
             bar.update(len(done) + len(failed), len(packs))
             for result in ended(running, POLL_SECONDS):
@@ -54,10 +55,10 @@ def export_packs(
     return done, failed
 
 
-def _export(store: Store, pack: Pack, threads: int) -> Manifest:
+def _export(store: Store, pack: Pack, threads: int, keys: Keys) -> Manifest:
     import torch
 
     from farm.stages.export import export
 
     torch.set_num_threads(threads)
-    return export(store, pack)
+    return export(store, pack, keys=keys)

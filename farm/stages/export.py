@@ -24,11 +24,12 @@ from e2gan.pairs import Image, to_tensor
 from farm.artifacts import FileEntry, Manifest, commit, find, open_artifact
 from farm.errors import StoreError, UserError
 from farm.files import make_folder
-from farm.packs import Member, Pack, read_adapter
+from farm.packs import Member, Pack
+from farm.signing import NOBODY, Keys
 from farm.stages.ingest import source_images
 from farm.stages.pictures import picture_sheet
-from farm.stages.pretrain import read_base
 from farm.store import NotFoundError, Store, where
+from farm.weights import read_adapter, read_base
 
 PHOTOS = 4
 """Photographs that every concept of a pack is judged on."""
@@ -58,11 +59,16 @@ class _Made:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def export(store: Store, pack: Pack, on_progress: OnProgress = lambda done, total, what: None) -> Manifest:
+def export(
+    store: Store,
+    pack: Pack,
+    on_progress: OnProgress = lambda done, total, what: None,
+    keys: Keys = NOBODY,
+) -> Manifest:
     """Commit `packs/<digest>`, or find it there: the models, `pack.json`, `certificate.json` and `parity.webp`.
 
     A concept that cannot be exported, or that a phone would not edit as the server does, is left out;
-    `summary["left_out"]` says why.
+    `summary["left_out"]` says why. keys: those that base and adapters have to be signed by.
 
     Raises:
         EmptyPackError: that was every one of them.
@@ -76,7 +82,7 @@ def export(store: Store, pack: Pack, on_progress: OnProgress = lambda done, tota
         onnx() if pack.format == "onnx" else coremltools()
     except ValueError as error:
         raise UserError(f"farm export: {error}.") from error
-    base = base_generator(*read_base(store, f"bases/{pack.base}"))
+    base = base_generator(*read_base(store, f"bases/{pack.base}", keys))
     photos = _photos(store, pack)
     templates = Templates(base, side=pack.side, shape=pack.shape)
     failed: dict[str, str] = {}
@@ -92,9 +98,9 @@ def export(store: Store, pack: Pack, on_progress: OnProgress = lambda done, tota
             folder = Path(scratch) / f"pack{len(failed)}"
             folder.mkdir()
             members = [member for member in pack.members if member.concept not in failed]
-            made = _build(store, pack, members, templates, folder, Path(scratch), told)
+            made = _build(store, pack, members, templates, folder, Path(scratch), told, keys)
             failed |= made.left_out
-            judged = _judge(store, base, made, members, photos, LIMITS[pack.shape.precision], told)
+            judged = _judge(store, pack, base, made, members, photos, told, keys)
             bad = {name: one.reason for name, one in judged.items() if one.reason}
             if not bad:
                 break
@@ -112,6 +118,7 @@ def _build(
     folder: Path,
     scratch: Path,
     told: Callable[[str], None],
+    keys: Keys,
 ) -> _Made:
     old = open_artifact(store, f"packs/{pack.since}").manifest if pack.since else None
     since = scratch / "since" if old else None
@@ -125,7 +132,7 @@ def _build(
                 made.parts[member.concept] = made.builder.keep(member.concept)
                 made.kept.add(member.concept)
             else:
-                adapter, text = read_adapter(store, member, pack.base)
+                adapter, text = read_adapter(store, member.adapter, pack.base, templates.base.config, keys)
                 made.parts[member.concept] = made.builder.add(member.concept, adapter, text)
         except StoreError:
             raise
@@ -140,17 +147,18 @@ def _build(
 
 def _judge(
     store: Store,
+    pack: Pack,
     base: Generator,
     made: _Made,
     members: Sequence[Member],
     photos: Tensor,
-    limit: float,
     told: Callable[[str], None],
+    keys: Keys,
 ) -> dict[str, Judged]:
-    judged = {}
+    judged, limit = {}, LIMITS[pack.shape.precision]
     for member in members:
         if member.concept in made.parts:
-            adapter, text = read_adapter(store, member, base=None)
+            adapter, text = read_adapter(store, member.adapter, pack.base, base.config, keys)
             expected = server_edits(base, adapter, text, photos)
             judged[member.concept] = judge(made.builder.editor(member.concept), expected, photos, limit=limit)
             told(member.concept)
