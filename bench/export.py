@@ -112,7 +112,7 @@ def build(format: Any, precision: Any, concepts: int, side: int, channels: int, 
 
 
 def as_inputs(folder: Path, templates: Templates, base: Generator, pictures: torch.Tensor) -> dict[str, Any]:
-    """Milliseconds of an edit on one thread and of loading, of a model a concept and of one that takes the concept's
+    """Milliseconds of processor time of an edit and of loading, of a model a concept and of one that takes the concept's
     tensors as inputs; medians of runs in turn."""
     adapter, text = concept(base, 0)
     tensors = halved(concept_tensors(base, adapter, text))
@@ -120,17 +120,17 @@ def as_inputs(folder: Path, templates: Templates, base: Generator, pictures: tor
     times: dict[str, list[float]] = {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
-        started = time.monotonic()
+        started = time.process_time()
         result = work()
-        times.setdefault(name, []).append(1000 * (time.monotonic() - started))
+        times.setdefault(name, []).append(1000 * (time.process_time() - started))
         return result
 
     for _ in range(REPEATS):
-        own = timed("load_ms", lambda: OnnxFunction(folder / "c000.onnx"))
-        taking = timed("load_ms_as_inputs", lambda: OnnxFunction(folder / "open.onnx"))
+        own = timed("load_cpu_ms", lambda: OnnxFunction(folder / "c000.onnx"))
+        taking = timed("load_cpu_ms_as_inputs", lambda: OnnxFunction(folder / "open.onnx"))
         for _ in range(2):
-            timed("edit_ms", lambda own=own: own(pictures[:1]))
-            timed("edit_ms_as_inputs", lambda taking=taking: taking(pictures[:1], tensors))
+            timed("edit_cpu_ms", lambda own=own: own(pictures[:1]))
+            timed("edit_cpu_ms_as_inputs", lambda taking=taking: taking(pictures[:1], tensors))
     return {name: round(statistics.median(found), 1) for name, found in times.items()}
 
 
