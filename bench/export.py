@@ -112,7 +112,7 @@ def build(format: Any, precision: Any, concepts: int, side: int, channels: int, 
 
 
 def as_inputs(folder: Path, templates: Templates, base: Generator, pictures: torch.Tensor) -> dict[str, Any]:
-    """Milliseconds of processor time of an edit and of loading, of a model a concept and of one that takes the concept's
+    """Milliseconds of processor time of an edit and of loading, of a model a concept and of one that takes its
     tensors as inputs; medians of runs in turn."""
     adapter, text = concept(base, 0)
     tensors = halved(concept_tensors(base, adapter, text))
