@@ -24,7 +24,7 @@ def test_the_job_makes_every_pack(tmp_path: Path, tmp_path_factory: pytest.TempP
     store = copied(built(tmp_path_factory.getbasetemp()), tmp_path / "store")
     config = write_config(tmp_path / "farm.yaml", store.root, cluster={"cpus": 2})
     command = [sys.executable, str(ROOT / "jobs" / "export_mobile.py"), "--config", str(config), "--all", "--json"]
-    command += ["--format", "onnx", "--max-mb", "0.45", "--precision", "fp16"]
+    command += ["--format", "onnx", "--max-mb", "0.36", "--precision", "fp16"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
         driver = psutil.Process(job.pid)
