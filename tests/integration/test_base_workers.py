@@ -18,6 +18,7 @@ from farm.weights import read_base
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),  # Ray Train's own, of Ray Data
 ]
 

@@ -30,7 +30,7 @@ from farm.stages.select import select
 from farm.stop import Stop
 from farm.store import LocalStore
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 RAY = Path(sys.executable).with_name("ray")
 HEAD_ID = "f" * 51 + "00000"  # the provider's own name for it

@@ -16,7 +16,7 @@ from tiny_farm import TinyFarm
 from farm.images import encode
 from farm.serve.access import new_key
 
-pytestmark = [pytest.mark.ray, pytest.mark.server]
+pytestmark = [pytest.mark.ray, pytest.mark.server, pytest.mark.slow]
 
 SERVE = RAY.with_name("serve")
 PHOTO = encode(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8), "png")

@@ -21,7 +21,7 @@ from farm.queue import Queue
 from farm.registry import Registry
 from farm.store import LocalStore
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 @contextmanager
