@@ -133,8 +133,8 @@ def in_thread(call: Callable[[], Result], stop: Stop) -> Result:
         try:
             return outcome.result(timeout=POLL_SECONDS)
         except TimeoutError:
-            if outcome.done():  # the call itself raised a TimeoutError
-                raise
+            if outcome.done():  # just now, or with a TimeoutError of its own
+                return outcome.result()
             if stop.over:
                 raise StoppedError from None
 

@@ -26,7 +26,9 @@ from e2gan.model import Generator, blueprint, build_generator, generator_shapes
 from e2gan.weights import HEADER_BYTES, save_weights
 from farm.errors import IntegrityError, UserError
 from farm.registry import Entry
-from farm.serve.bank import AdapterBank
+from farm.serve.bank import Bank
+from farm.serve.engines import Merging
+from farm.serve.published import Published
 from farm.store import LocalStore
 from farm.weights import read_adapter, read_base
 
@@ -51,6 +53,10 @@ def entry(farm: TinyFarm) -> Entry:
 def no_tensors(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(safetensors.torch, "load", lambda data: pytest.fail("tensors were made"))
     return None
+
+
+def served(store: LocalStore) -> None:
+    Bank(Published(store), Merging, byte_budget=GB).get("ink")
 
 
 def header(file: bytes) -> tuple[dict[str, Any], bytes]:
@@ -137,7 +143,7 @@ def test_an_absurd_configuration_is_refused(farm: TinyFarm, entry: Entry, change
     config = json.loads(farm.store.get(f"{entry.adapter}/adapter_config.json")) | change
     replace_file(farm.store, entry.adapter, "adapter_config.json", json.dumps(config).encode())
     with pytest.raises(UserError, match=entry.adapter) as caught:
-        AdapterBank(farm.store, byte_budget=GB).get("ink")
+        served(farm.store)
     assert str(caught.value).endswith(".") and str(caught.value).isprintable() and len(str(caught.value)) < 2000
 
 
@@ -150,7 +156,7 @@ def test_what_is_no_document_is_refused(farm: TinyFarm, entry: Entry, name: str,
     else:
         replace_file(farm.store, path, name, data)
     with pytest.raises(UserError, match=path):
-        AdapterBank(farm.store, byte_budget=GB).get("ink")
+        served(farm.store)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +204,7 @@ def test_a_file_of_a_terabyte_is_not_read(farm: TinyFarm, entry: Entry, name: st
         replace_file(farm.store, path, name, b"", size=1 << 40)
     os.truncate(farm.store.path(f"{path}/{name}"), 1 << 40)
     with pytest.raises(UserError, match=rf"{path}/{name} (has 1,099,511,627,776 bytes|is not the file)"):
-        AdapterBank(Sparse(farm.store.root), byte_budget=GB).get("ink")
+        served(Sparse(farm.store.root))
 
 
 @pytest.mark.parametrize("key", ["manifest", "record"])
@@ -206,7 +212,7 @@ def test_a_document_of_a_terabyte_is_not_read(farm: TinyFarm, entry: Entry, key:
     key = f"{entry.adapter}/manifest.json" if key == "manifest" else "registry/ink.json"
     os.truncate(farm.store.path(key), 1 << 40)
     with pytest.raises(IntegrityError, match=rf"^The object {key} of the store .* has more than the 33,554,432 bytes"):
-        AdapterBank(Sparse(farm.store.root), byte_budget=GB).get("ink")
+        served(Sparse(farm.store.root))
 
 
 def test_no_sound_file_is_too_large(farm: TinyFarm) -> None:

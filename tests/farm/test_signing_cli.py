@@ -15,7 +15,9 @@ from terminal import Terminal
 from farm.errors import UserError
 from farm.registry import Registry
 from farm.serve.app import Settings
-from farm.serve.bank import AdapterBank
+from farm.serve.bank import Bank
+from farm.serve.engines import Merging
+from farm.serve.published import Published, UnknownConceptError
 from farm.signing import new_key, open_keys, public_text
 from farm.store import LocalStore
 
@@ -123,13 +125,18 @@ def test_a_farm_is_given_a_key_and_served(
     terminal.good(*edit)
 
 
-def test_a_server_serves_what_is_signed(store: LocalStore, config: Path, terminal: Terminal) -> None:
+def test_a_server_serves_what_is_signed(
+    store: LocalStore, config: Path, terminal: Terminal, caplog: pytest.LogCaptureFixture
+) -> None:
     settings = Settings.of({"config": str(config)})
     assert settings.public_keys == (terminal.good("keys", "show", config.with_name("key.pem")).strip(),)
-    bank = AdapterBank(store, byte_budget=10**9, keys=open_keys(None, settings.public_keys))
-    with pytest.raises(UserError, match="is not signed"):
+    published = Published(store, open_keys(None, settings.public_keys))
+    bank = Bank(published, Merging, byte_budget=10**9)
+    assert "is not signed" in caplog.text
+    with pytest.raises(UnknownConceptError):
         bank.get(CONCEPT)
     terminal.good("keys", "sign", "-c", config)
+    published.refresh()
     assert bank.get(CONCEPT).version == 1
     with pytest.raises(UserError, match=r"^signing\.public_keys\.0: "):
         Settings.of({"store": str(store.root), "public_keys": ["none"]})
