@@ -22,7 +22,7 @@ from farm.queue import Queue
 from farm.registry import Registry
 from farm.store import LocalStore
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 L1_ONLY = {"batch_size": 4, "learning_rate": 1e-3, "adversarial_weight": 0, "l1_weight": 1}
 CONFIG = {
