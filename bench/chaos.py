@@ -13,14 +13,12 @@ passed.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from machine import machine
+from machine import machine, sayer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "farm"))  # before this file's folder: it has a chaos too
 from chaos import Draw, calm_run, chaos_run, draw
@@ -43,14 +41,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="a file for the lines as well")
     parser.add_argument("--keep", type=Path, help="a new folder, of a short path, for the stores and logs")
     options = parser.parse_args()
-    lines: list[str] = []
-
-    def say(line: dict[str, Any]) -> None:
-        lines.append(json.dumps(line))
-        print(lines[-1], flush=True)
-        if options.json:
-            options.json.write_text("\n".join(lines) + "\n")
-
+    say = sayer(options.json)
     root = options.keep or Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     root.mkdir(exist_ok=True)
     passed = 0

@@ -11,16 +11,14 @@ there and has been published once, in order. Prints a JSON line a run, of seed 0
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import boto3
-from machine import machine
+from machine import machine, sayer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "farm"))  # before this file's folder: it has a faults too
@@ -36,14 +34,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=20, help="of each kind")
     parser.add_argument("--json", type=Path, help="a file for the lines as well")
     options = parser.parse_args()
-    lines: list[str] = []
-
-    def say(line: dict[str, Any]) -> None:
-        lines.append(json.dumps(line))
-        print(lines[-1], flush=True)
-        if options.json:
-            options.json.write_text("\n".join(lines) + "\n")
-
+    say = sayer(options.json)
     say(machine())
     os.environ |= {"AWS_ACCESS_KEY_ID": rgw.ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": rgw.SECRET_KEY}
     passed = 0

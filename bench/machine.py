@@ -1,10 +1,13 @@
-"""The machine a result was measured on."""
+"""The machine a result was measured on, and the lines a bench prints."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,3 +24,16 @@ def machine() -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def sayer(file: Path | None) -> Callable[[Mapping[str, Any]], None]:
+    """Prints rows as JSON lines; the file has them too, as far as they have come."""
+    lines: list[str] = []
+
+    def say(row: Mapping[str, Any]) -> None:
+        lines.append(json.dumps(row))
+        print(lines[-1], flush=True)
+        if file:
+            file.write_text("\n".join(lines) + "\n")
+
+    return say

@@ -37,7 +37,7 @@ from statistics import median
 from typing import Any
 
 from cluster import Counting, config_of
-from machine import machine
+from machine import machine, sayer
 
 from farm.artifacts import MANIFEST, Manifest, Spec, commit, open_artifact
 from farm.errors import UserError
@@ -76,14 +76,7 @@ def main() -> None:
     parser.add_argument("--stores", nargs="+", choices=("folder", "gateway"), default=["folder", "gateway"])
     parser.add_argument("--json", type=Path, help="a file for the lines as well")
     options = parser.parse_args()
-    lines: list[str] = []
-
-    def say(row: dict[str, Any]) -> None:
-        lines.append(json.dumps(row))
-        print(lines[-1], flush=True)
-        if options.json:
-            options.json.write_text("\n".join(lines) + "\n")
-
+    say = sayer(options.json)
     say(machine())
     with tempfile.TemporaryDirectory(prefix="store-") as scratch:
         for name in options.stores:

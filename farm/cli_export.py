@@ -43,6 +43,8 @@ Since = Annotated[
     typer.Option("--since", metavar="PACK", help="Go on from this pack; --out then gets only what changed."),
 ]
 
+OnRay = Annotated[bool, typer.Option("--ray", help="Each pack as a Ray task; jobs/export_mobile.py is this.")]
+
 
 def export(
     config: Config,
@@ -54,6 +56,7 @@ def export(
     side: Side = None,
     out: Out = None,
     since: Since = None,
+    on_ray: OnRay = False,
     override: Override = None,
     as_json: Json = False,
 ) -> None:
@@ -61,37 +64,6 @@ def export(
 
     Exits with 1 when a concept was left out. What is there already is not made again.
     """
-    export_published(
-        config,
-        override or [],
-        format=format,
-        concepts=concepts or [],
-        everything=everything,
-        max_mb=max_mb,
-        precision=precision,
-        side=side,
-        out=out,
-        since=since,
-        as_json=as_json,
-    )
-
-
-def export_published(
-    config: Path,
-    overrides: list[str],
-    *,
-    format: Literal["coreml", "coreml-single", "onnx"],
-    concepts: list[str],
-    everything: bool,
-    max_mb: float | None,
-    precision: Literal["fp16", "int8", "8bit", "6bit", "4bit"] | None,
-    side: int | None,
-    out: Path | None,
-    since: str | None,
-    as_json: bool,
-    on_ray: bool = False,
-) -> None:
-    """What `farm export` does here and `jobs/export_mobile.py` on Ray."""
     from e2gan.export.budget import Shape
     from farm.artifacts import find
     from farm.files import make_folder
@@ -101,7 +73,7 @@ def export_published(
     from farm.signing import open_keys
     from farm.store import open_store
 
-    loaded = load_config(config, overrides)
+    loaded = load_config(config, override or [])
     with naming(config):
         store = open_store(loaded.store, loaded.cluster.store_patience_seconds)
         plan = make_plan(loaded)
@@ -117,7 +89,7 @@ def export_published(
         raise UserError(f"--precision {precision}: ONNX models have fp16 or int8 weights; take one of these.")
     if out is not None:
         make_folder(out)
-    entries = _chosen(Registry(store).list(), concepts, everything, store.url)
+    entries = _chosen(Registry(store, keys).list(), concepts or [], everything, store.url)
     packs = plan_packs(
         store,
         entries,

@@ -135,7 +135,7 @@ class SingleBuilder:
         return Part(weights=(package / WEIGHTS).stat().st_size, program=(package / MODEL).stat().st_size)
 
     def keep(self, name: str) -> Part:
-        raise NotImplementedError("packages of one concept each go on from none")
+        raise AssertionError("packages of one concept each go on from none")
 
     def close(self) -> None:
         """Every package is whole already."""

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 MISSING = "pip install 'e2gan-farm[export]'"
@@ -35,11 +36,10 @@ def onnx() -> Any:
     Raises:
         ValueError: onnx, or what writes a network with it, is not installed.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ValueError(f"ONNX models need onnx and onnxscript: {MISSING}") from error
+    if not all(map(find_spec, ("onnx", "onnxscript"))):
+        raise ValueError(f"ONNX models need onnx and onnxscript: {MISSING}")
+    import onnx
+
     return onnx
 
 

@@ -8,6 +8,7 @@ from adapters import TINY, mixed_ranks, noise, tiny, trained
 from hypothesis import given
 from hypothesis import strategies as st
 
+from e2gan.config import GeneratorConfig
 from e2gan.export.parity import IDENTICAL, certificate, judge, parity, server_edits, shown
 from e2gan.export.phone import PhoneGenerator, concept_parameters, concept_tensors, random_concept
 from e2gan.infer import adapted_generator
@@ -39,8 +40,8 @@ def test_branches_and_folded_text_are_the_merged_network() -> None:
         replace(TINY, transformer_blocks=0),
     ],
 )
-def test_other_generators(config: object) -> None:
-    base = build_generator(config, seed=0)  # type: ignore[arg-type]
+def test_other_generators(config: GeneratorConfig) -> None:
+    base = build_generator(config, seed=0)
     adapter = new_adapter(base, {"stem": 1, "up2": 2}, seed=0)
     for tensor in adapter.tensors.values():
         tensor.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -117,13 +118,11 @@ def test_the_limit_comes_back_at_a_steady_pace():
     now = 0.0
     access = Access([ApiKey(name="slow", sha256=SLOW[1], per_minute=6)], clock=lambda: now)
 
-    class Request:
-        class state:  # noqa: N801
-            key = ApiKey(name="slow", sha256=SLOW[1])
+    request = SimpleNamespace(state=SimpleNamespace(key=ApiKey(name="slow", sha256=SLOW[1])))
 
     def spent(edits: int = 1) -> bool:
         try:
-            access.spend(Request, edits)
+            access.spend(request, edits)
         except ProblemError as error:
             assert error.status == 429
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import Counter
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from farm.glance import Documents, Glance
 from farm.store import LocalStore, NotFoundError, StoreUnreachableError
+
+SECONDS = count(1)  # of the past, in which files were put
 
 
 class Counted:
@@ -43,9 +46,9 @@ def store(tmp_path: Path) -> Counted:
 
 def put_of_old(store: LocalStore, key: str, data: bytes) -> None:
     """Put it as if time had gone by since."""
-    put_of_old.hours = getattr(put_of_old, "hours", 0) + 1  # type: ignore[attr-defined]
     store.put(key, data)
-    os.utime(store.path(key), (put_of_old.hours, put_of_old.hours))  # type: ignore[attr-defined]
+    at = next(SECONDS)
+    os.utime(store.path(key), (at, at))
 
 
 def is_json(key: str) -> bool:
