@@ -17,7 +17,7 @@ from farm.options import Config, Json, Override, naming, resumable
 if TYPE_CHECKING:
     from farm.artifacts import Manifest
     from farm.packs import Pack
-    from farm.registry import Entry
+    from farm.registry import Entry, Registry
     from farm.signing import Keys
     from farm.store import Store
 
@@ -89,7 +89,7 @@ def export(
         raise UserError(f"--precision {precision}: ONNX models have fp16 or int8 weights; take one of these.")
     if out is not None:
         make_folder(out)
-    entries = _chosen(Registry(store, keys).list(), concepts or [], everything, store.url)
+    entries = _chosen(Registry(store, keys), concepts or [], everything)
     packs = plan_packs(
         store,
         entries,
@@ -158,16 +158,21 @@ def _on_ray(loaded: Any, store: Store, packs: list[Pack], keys: Keys) -> tuple[d
     return made, [failure.traceback or failure.message for failure in failed.values()]
 
 
-def _chosen(published: dict[str, Entry], concepts: list[str], everything: bool, url: str) -> list[Entry]:
-    names = [name for given in concepts for name in given.split(",") if name]
+def _chosen(registry: Registry, concepts: list[str], everything: bool) -> list[Entry]:
+    names, url = dict.fromkeys(name for given in concepts for name in given.split(",") if name), registry.store.url
     if bool(names) == everything:
         raise UserError("farm export: name concepts with --concepts or say --all, one of the two.")
-    for name in names:
-        if name not in published:
-            raise UserError(f"--concepts: {name!r} is not published in {url}; {near(name, published)}")
-    if not published:
+    if everything and not (published := registry.list()):
         raise UserError(f"farm export: nothing is published in {url}; `farm run` makes and publishes adapters.")
-    return list(published.values()) if everything else [published[name] for name in dict.fromkeys(names)]
+    if everything:
+        return list(published.values())
+    entries, known = [], registry.concepts()
+    for name in names:
+        entry = registry.get(name) if name in known else None
+        if entry is None:
+            raise UserError(f"--concepts: {name!r} is not published in {url}; {near(name, known)}")
+        entries.append(entry)
+    return entries
 
 
 def _write(store: Store, pack: Pack, manifest: Manifest, out: Path) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
-from stage_farm import CONCEPTS, built, copied, plan_of, write_config
+from stage_farm import CONCEPTS, copied, plan_of, write_config
 from terminal import Terminal
 
 from e2gan.export import libraries
@@ -21,11 +22,6 @@ from farm.artifacts import Spec, commit, find, open_artifact, verify
 from farm.garbage import find_garbage
 from farm.registry import Registry
 from farm.store import LocalStore
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -88,13 +84,10 @@ def test_a_pack_is_an_artifact_with_its_proof(exported: tuple[Path, Path, dict[s
     assert sum(row["parts"].values()) == row["bytes"]
     assert artifact.read("parity.webp")[8:12] == b"WEBP"
     # It keeps what it was made of, and nothing takes it away.
-    from datetime import UTC, datetime
-
-    for concept in CONCEPTS:
-        shutil.copytree(store.root, tmp_path / "bare", dirs_exist_ok=True)
-        (tmp_path / "bare" / "registry" / f"{concept}.json").unlink()
-    shutil.rmtree(tmp_path / "bare" / "runs", ignore_errors=True)
-    garbage = find_garbage(LocalStore(tmp_path / "bare"), [], before=datetime.now(UTC))
+    bare = shutil.copytree(store.root, tmp_path / "bare")
+    for folder in ("registry", "runs"):
+        shutil.rmtree(bare / folder, ignore_errors=True)
+    garbage = find_garbage(LocalStore(bare), [], before=datetime.now(UTC))
     kept = {row["path"], *(f"adapters/{concept}/{digest}" for concept, digest in adapters.items())}
     assert not kept & garbage.artifacts.keys()
 

@@ -76,7 +76,8 @@ def test_a_farm_is_given_a_key_and_served(
 ) -> None:
     edited = tmp_path / "edited.png"
     edit = ("edit", "-c", config, photo, edited, "--concept", CONCEPT)
-    for command in (edit, ("publish", "-c", config, CONCEPT), ("history", "-c", config, CONCEPT)):
+    export = ("export", "-c", config, "--concepts", CONCEPT)
+    for command in (edit, export, ("publish", "-c", config, CONCEPT), ("history", "-c", config, CONCEPT)):
         status, out, err = terminal.farm(*command)
         assert status and f"registry/{CONCEPT}.json is not signed by any of signing.public_keys" in out + err
     status, out, _ = terminal.farm("verify", "-c", config)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    sockets = [socket.create_server((host, 0)) for _ in range(count)]
     ports = [listening.getsockname()[1] for listening in sockets]
     for listening in sockets:
         listening.close()
@@ -85,17 +85,24 @@ def ray_head(home: Path) -> Iterator[Head]:
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--node-ip-address=127.0.0.1", f"--port={gcs}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
     command += [f"--temp-dir={logs}", *(f"--{name}={port}" for name, port in zip(names, agents, strict=True))]
-    with (logs / "started").open("w") as output:
-        started = psutil.Popen(command, env=environment, stdout=output, stderr=output)
     running = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
-    try:
+    with started(command, logs, environment) as head:
         deadline = time.monotonic() + 300
         while not _listens(dashboard) or running.answer(running.token_file.read_text()) != 200:
-            assert started.poll() is None and time.monotonic() < deadline, (logs / "started").read_text()
+            assert head.poll() is None and time.monotonic() < deadline, (logs / "started").read_text()
             time.sleep(0.2)
         yield running
+
+
+@contextmanager
+def started(command: Sequence[object], logs: Path, environment: Mapping[str, str]) -> Iterator[psutil.Popen]:
+    """A `ray start`, which writes to `started` in its folder of logs; afterwards neither it nor the folder is there."""
+    with (logs / "started").open("w") as output:
+        head = psutil.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        yield head
     finally:
-        family = [*started.children(recursive=True), started]
+        family = [*head.children(recursive=True), head]
         for process in family:
             process.kill()
         psutil.wait_procs(family, timeout=30)

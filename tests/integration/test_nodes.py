@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
-import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,9 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
+from ray_head import RAY, free_ports, started
 from stage_farm import plan_of
 
 from farm.artifacts import find
@@ -32,7 +29,6 @@ from farm.store import LocalStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-RAY = Path(sys.executable).with_name("ray")
 HEAD_ID = "f" * 51 + "00000"  # the provider's own name for it
 LABELS = {"farm": "edit"}
 STAGES = ("edit", "base", "ranks", "adapters")
@@ -75,14 +71,6 @@ def launcher_file(folder: Path, gcs: str) -> Path:
     return path
 
 
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("", 0)) for _ in range(count)]
-    ports = [listening.getsockname()[1] for listening in sockets]
-    for listening in sockets:
-        listening.close()
-    return ports
-
-
 @pytest.fixture
 def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
     """`ray start --head` with an autoscaler and our own token: its address, and the launcher's file."""
@@ -104,7 +92,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str,
         monkeypatch.setenv(name, value)
     keep_token_private(make=True)
     logs = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: Ray's sockets lie in it, and Linux allows 107 bytes
-    port, *others = free_ports(6)
+    port, *others = free_ports(6, host="")
     names = ("ray-client-server-port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
     names = (*names, "runtime-env-agent-port")
     gcs = f"{ray.util.get_node_ip_address()}:{port}"
@@ -112,19 +100,11 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str,
     command = [RAY, "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0", f"--port={port}"]
     command += ["--include-dashboard=false", f"--temp-dir={logs}", f"--autoscaling-config={file}"]
     command += [f"--{name}={other}" for name, other in zip(names, others, strict=True)]
-    with (logs / "started").open("w") as output:
-        started = psutil.Popen(command, stdout=output, stderr=output)
-    try:
+    with started(command, logs, os.environ) as running:
         while "block forever" not in (logs / "started").read_text():
-            assert started.poll() is None, (logs / "started").read_text()
+            assert running.poll() is None, (logs / "started").read_text()
             time.sleep(0.2)
         yield gcs, file
-    finally:
-        family = [*started.children(recursive=True), started]
-        for process in family:
-            process.kill()
-        psutil.wait_procs(family, timeout=30)
-        shutil.rmtree(logs, ignore_errors=True)
 
 
 def alive() -> int:
