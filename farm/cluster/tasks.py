@@ -78,6 +78,8 @@ def train_adapters(
     except BaseException:
         work.give_back()
         raise
+    finally:
+        work.close()
 
 
 class _Adapters:
@@ -104,6 +106,7 @@ class _Adapters:
         self._keys = {plan.adapter_key(concept.id): concept.id for concept in plan.config.catalogue}
         self._running: dict[Any, Lease] = {}
         self._trained: list[Lease] = []  # committed, but not yet acknowledged
+        self._publisher = ThreadPoolExecutor(1)
         self._publishing: list[Future[None]] = []
         self._renewed = time.monotonic()
         self._failures: dict[str, Failure] = {}
@@ -120,7 +123,7 @@ class _Adapters:
                 self._queue.enqueue(key, {"concept": self._keys[key]})
 
     def run(self) -> dict[str, Failure]:
-        with ThreadPoolExecutor(1) as self._publisher, followed(self._show, self._stop) as line:
+        with followed(self._show, self._stop) as line:
             while True:
                 if self._stop.over or (self._stop.asked and not self._running):
                     self._finish()
@@ -140,6 +143,10 @@ class _Adapters:
                 self._renew()
                 if not self._running and not self._trained:
                     self._wait()
+
+    def close(self) -> None:
+        """Let what is being published end; what is committed and not published yet, the next run publishes."""
+        self._publisher.shutdown(cancel_futures=True)
 
     def give_back(self) -> None:
         """Release what is still held: the run was interrupted."""
