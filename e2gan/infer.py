@@ -12,6 +12,7 @@ from torch import Tensor
 from e2gan.config import GeneratorConfig, TrainConfig
 from e2gan.fast import fast_generator, share
 from e2gan.lora import Adapter, crucial_layers, merge
+from e2gan.memory import mapped
 from e2gan.model import Generator
 from e2gan.pairs import Image, to_bytes, to_tensor, to_unit
 from e2gan.sides import working_size
@@ -138,6 +139,8 @@ class Switcher:
         """
         own = {} if adapter is None else merge(self._base, adapter)
         own = {name: self._placed(weight) for name, weight in own.items()}
+        if self.device.type == "cpu":
+            own = mapped(own)
         text = text[None].to(self.device, self.dtype)
         # Every adapter gives the same names, whichever layers it adapts: another set would be another graph.
         return Merged({**self._shared, **own}, text, sum(t.nbytes for t in (*own.values(), text)))

@@ -227,6 +227,7 @@ class ServiceConfig(_Section):
         and no more than that when the other is left out.
     max_waiting: photos that may wait for each of them; others are refused at once.
     watch_seconds: how often the registry is looked at.
+    packs: whether the store's packs for phones can be downloaded.
     keys: who may use it; everybody who can reach it when empty. origins: web pages of other sites that may use it.
     """
 
@@ -245,6 +246,7 @@ class ServiceConfig(_Section):
     max_replicas: int | None = Field(default=None, ge=1)
     max_waiting: int = Field(default=4, ge=1)
     watch_seconds: float = Field(default=2, gt=0, le=4)
+    packs: bool = True
     keys: tuple[ApiKey, ...] = ()
     origins: tuple[str, ...] = ()
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from e2gan.config import GeneratorConfig
 from e2gan.lora import Adapter
+from e2gan.memory import mapped
 from e2gan.pairs import Image
 from farm.registry import Release
 from farm.serve.engines import Engine, Ready
@@ -279,9 +280,9 @@ class Bank:
         engine = self._engine(release.base)
         store, keys = self._published.store, self._published.keys
         adapter, text = read_adapter(store, release.adapter, release.base, engine.config, keys)
-        tensors = {name: tensor.half() for name, tensor in adapter.tensors.items()}
-        text = text.half()
-        nbytes = sum(tensor.nbytes for tensor in (*tensors.values(), text))
+        halves = mapped({name: tensor.half() for name, tensor in {**adapter.tensors, "": text}.items()})
+        nbytes = sum(tensor.nbytes for tensor in halves.values())
+        tensors, text = {name: halves[name] for name in adapter.tensors}, halves[""]
         adapter = replace(adapter, tensors=tensors)
         return _Kept(concept=concept, adapter=adapter, text=text, engine=engine, nbytes=nbytes)
 

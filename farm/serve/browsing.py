@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 
 from farm.serve import openapi
 from farm.serve.listing import Detail, Listing, Rows, etag
@@ -30,12 +31,12 @@ def browsing_routes(listing: Listing) -> APIRouter:
         per_page: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 60,
     ) -> Response:
         """The published concepts, sorted by id."""
-        return _cached(request, listing.search(q, category, page=page, per_page=per_page))
+        return cached(request, listing.search(q, category, page=page, per_page=per_page))
 
     @router.get("/{concept}", **openapi.browsing(Detail))
     def one_concept(concept: Known, request: Request) -> Response:
         """A published concept and its history."""
-        return _cached(request, listing.detail(concept))
+        return cached(request, listing.detail(concept))
 
     @router.get("/{concept}/lineage", **openapi.LINEAGE)
     def lineage(concept: Known) -> JSONResponse:
@@ -60,7 +61,8 @@ def browsing_routes(listing: Listing) -> APIRouter:
     return router
 
 
-def _cached(request: Request, document: Rows | Detail) -> Response:
+def cached(request: Request, document: BaseModel) -> Response:
+    """A document as JSON, or 304 to a client that has it."""
     headers = {"ETag": etag(document), "Cache-Control": "private, no-cache"}
     if _has(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)

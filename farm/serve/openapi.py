@@ -24,7 +24,7 @@ _WHY = {
     400: "The upload is damaged or cut off.",
     401: "A key is wanted, or this one is not known.",
     403: "The key is not an administrator's.",
-    404: "No such concept or version is published; `near` holds names that resemble it.",
+    404: "No such concept, version or pack is published; `near` holds names that resemble an unknown concept.",
     406: "`Accept` takes none of PNG, JPEG and WebP.",
     408: "The upload took too long.",
     413: "The upload has too many bytes or pixels.",
@@ -154,6 +154,17 @@ PREVIEW: dict[str, Any] = {
         **problems(401, 404, 422),
     },
     "openapi_extra": {"parameters": [_IF_NONE_MATCH]},
+}
+PACK: dict[str, Any] = {
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "The pack's files below one folder.",
+            "content": {"application/zip": _IMAGE},
+            "headers": {"Content-Disposition": _header("The file's name.", 'attachment; filename="coreml-5b1f.zip"')},
+        },
+        **problems(401, 404, 422, 503),
+    },
 }
 HEALTH: dict[str, Any] = {
     "response_model": Health,

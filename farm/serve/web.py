@@ -26,6 +26,7 @@ from farm.serve.decoder import Decoders
 from farm.serve.editing import Edited, Wanted
 from farm.serve.listing import Listing
 from farm.serve.metrics import Counting, Metrics
+from farm.serve.packs import Packs, pack_routes
 from farm.serve.page_files import add_page
 from farm.serve.photos import LONGEST_ANSWER, Prepared, finish
 from farm.serve.problems import BusyError, problem_of, tell_problems
@@ -79,6 +80,7 @@ def create_app(
     editing = edit_routes(edit, listing.published, settings, decode, replicas, access, metrics)
     app.include_router(editing, dependencies=keys)
     app.include_router(browsing_routes(listing), dependencies=keys)
+    app.include_router(pack_routes(Packs(listing.published, offers=settings.packs)), dependencies=keys)
     if broadcast and any(key.admin for key in settings.keys):
         admin = [Depends(access), Depends(access.admin)]
         app.include_router(admin_routes(broadcast, listing.published), dependencies=admin)

@@ -15,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from driving import KEY
+from packed import add_pack
 from playwright import sync_api as playwright
 from stage_farm import CONCEPTS, built, copied
 
@@ -64,6 +65,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         assert manifest is not None
         store.put(f"{adapter}/{MANIFEST}", dump(manifest.model_copy(update={"path": adapter})))
         registry.publish(name, adapter=adapter, digest=entry.digest, base=entry.base, metrics={})
+    add_pack(store, [entry for entry in entries if entry])
     concepts = [described(name) for name in (*CONCEPTS, *names)]
     key = ApiKey(name="tester", sha256=sha256(KEY.encode()).hexdigest())
     texts = [

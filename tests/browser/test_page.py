@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import PIL.Image
 import pytest
 from driving import choose, edited, shown
+from packed import WEIGHTS
+from stage_farm import CONCEPTS
 
 from farm.client import Client
 
@@ -50,6 +53,18 @@ def test_the_download_is_what_the_service_answers(visit, served, photo):
                 page.click("#download")
             assert download.value.suggested_filename == name
             assert Path(download.value.path()).read_bytes() == client.edit(photo, "cyanotype", format=format).data
+
+
+def test_a_pack_for_phones_is_downloaded(visit, served, tmp_path):
+    page = visit()
+    page.get_by_text("For phones").click()
+    row = page.locator("#packs li")
+    assert row.locator("strong").inner_text() == f"ONNX, Android, {len(CONCEPTS)} concepts"
+    with page.expect_download() as download:
+        row.get_by_role("button", name="Download the pack").click()
+    with ZipFile(download.value.path()) as archive:
+        assert download.value.suggested_filename == f"{archive.namelist()[0].partition('/')[0]}.zip"
+        assert archive.read(archive.namelist()[0]) == WEIGHTS
 
 
 def test_the_comparison_follows_mouse_and_keys(visit, served, photo):

@@ -49,6 +49,10 @@ export class Gallery {
     return this.#chosen;
   }
 
+  get listed() {
+    return this.#page > 0;
+  }
+
   // Chooses the first one shown, as a click would; whether there is one.
   chooseFirst() {
     const first = tiles.querySelector("input");

@@ -2,6 +2,7 @@
 
 import { Problem, request, sentence, timings } from "./api.js";
 import { Gallery, readable } from "./gallery.js";
+import { offerPacks } from "./packs.js";
 import { Photo, watchForPhotos } from "./photo.js";
 import { keep } from "./storage.js";
 
@@ -231,3 +232,4 @@ setSplit();
 watchForPhotos(onPhoto);
 await gallery.list();
 if (photo && !gallery.chosen) gallery.chooseFirst();
+if (gallery.listed) offerPacks(tellProblem);
