@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
 import os
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -338,16 +336,8 @@ def main() -> None:
             "replicas": args.replicas,
             "keys": [{"name": "bench", "sha256": KEY[1], "admin": True}],
         }
-        with contextlib.redirect_stdout(sys.stderr):
-            app.run(settings, port=port, block=False)
-        try:
+        with app.running(settings, port=port):
             asyncio.run(measure(args, farm, port))
-        finally:
-            import ray
-            from ray import serve
-
-            serve.shutdown()
-            ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -76,6 +78,10 @@ class Web:
         self._replicas = Replicas(fewest=settings.replicas, max_waiting=settings.max_waiting)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
+        return self.application()
+
+    def application(self) -> FastAPI:
+        """What speaks HTTP; `app.state.close()` ends the processes that decode."""
         settings = self._settings
         keys = open_keys(None, settings.public_keys)
         published = Published(open_store(settings.store), keys, seconds=settings.watch_seconds)
@@ -122,6 +128,13 @@ def build(args: dict[str, Any]) -> Application:
     settings = Settings.of(args)
     from ray import serve
 
+    web = serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(serve.ingress()(Web))
+    return web.bind(settings, _editing(settings))
+
+
+def _editing(settings: Settings) -> Application:
+    from ray import serve
+
     # Web decides how many wait, and they wait in the replicas: Serve's own queue looks for a free one now and then.
     at_once = 2 * (1 + settings.max_waiting)
     editing = serve.deployment(
@@ -136,51 +149,72 @@ def build(args: dict[str, Any]) -> Application:
         health_check_timeout_s=60,
         logging_config={"enable_access_log": False},  # Web's says it all
     )(Editing)
-    web = serve.deployment(max_ongoing_requests=100, ray_actor_options={"num_cpus": 0})(serve.ingress()(Web))
-    return web.bind(settings, editing.bind(settings))
+    return editing.bind(settings)
 
 
-def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000, *, block: bool = True) -> None:
-    """Serve at `host:port` on the Ray this process is connected to, or on a local one started here.
+def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve until Ctrl-C; prints the address and an example. Arguments and errors are those of `running`."""
+    settings = Settings.of(args)
+    with suppress(KeyboardInterrupt), running(args, host, port) as url:
+        listed = [*Published(open_store(settings.store), open_keys(None, settings.public_keys)).entries]
+        print(f"{len(listed)} concepts at {url}/, for example:")
+        key = "-H 'X-API-Key: KEY' " if settings.keys else ""
+        print(f"curl {key}--data-binary @photo.jpg {url}/v1/edit/{listed[0] if listed else 'CONCEPT'} > edited.png")
+        threading.Event().wait()
 
-    Prints the address and an example. With `block`, returns at Ctrl-C, having shut the service down.
+
+@contextmanager
+def running(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+    """The service on one machine, on the Ray this process is connected to or on a local one started here; its address.
+
+    This process speaks HTTP itself. Serve's proxy and an ingress replica behind it, which `build` has, would be two
+    more processes on the way of every photo, and on two cores they took a fifth of them (bench/serve.py).
 
     Raises:
         UserError: as in `Settings.of`; the address is taken; or Ray Serve runs on this Ray already.
     """
+    import uvicorn
+
     settings = Settings.of(args)
     try:
-        socket.create_server((host, port)).close()
+        listening = socket.create_server((host, port))
     except OSError as error:
         raise UserError(
             f"The service cannot listen at {host}:{port} ({error.strerror}): choose another port."
         ) from error
+    with closing(listening), _serving(settings) as web:
+        app = web.application()
+        config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=75, timeout_graceful_shutdown=10)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],), name="http")
+        thread.start()
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            server.should_exit = True
+            thread.join()
+            app.state.close()
+
+
+@contextmanager
+def _serving(settings: Settings) -> Iterator[Web]:
+    """The editing replicas, and what hands them photos."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Despite its name it puts the ports of a Ray started here on 127.0.0.1; it is read when ray is imported.
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    # A busy machine takes longer than the 5 seconds of default, and Serve gives up after three such.
-    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
+    # Photos of up to this many bytes go to a replica and back in the messages, not through Ray's object store.
+    os.environ.setdefault("RAY_max_direct_call_object_size", str(2 << 20))
     import ray
     from ray import serve
 
-    if not ray.is_initialized():
-        ray.init(address="local", include_dashboard=False)
-    if serve.status().proxies:
-        raise UserError("Ray Serve runs already: `serve deploy serve.yaml` changes it, `serve shutdown` ends it.")
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
-    try:
-        serve.run(build(args), name="farm", route_prefix="/")
-        listed = [*Published(open_store(settings.store), open_keys(None, settings.public_keys)).entries]
-        url = f"http://{host}:{port}"
-        print(f"{len(listed)} concepts at {url}/, for example:")
-        key = "-H 'X-API-Key: KEY' " if settings.keys else ""
-        print(f"curl {key}--data-binary @photo.jpg {url}/v1/edit/{listed[0] if listed else 'CONCEPT'} > edited.png")
-        if block:
-            threading.Event().wait()
-    except BaseException as error:
-        serve.shutdown()  # type: ignore[no-untyped-call]
-        if not isinstance(error, KeyboardInterrupt):
-            raise
+    with ExitStack() as stack:
+        if not ray.is_initialized():
+            stack.enter_context(ray.init(address="local", include_dashboard=False))
+        if serve.status().applications:
+            raise UserError("Ray Serve runs already: `serve deploy serve.yaml` changes it, `serve shutdown` ends it.")
+        serve.start(proxy_location="Disabled")
+        stack.callback(serve.shutdown)
+        yield Web(settings, serve.run(_editing(settings), name="farm", route_prefix=None))
 
 
 def _keep_to_loopback() -> None:

@@ -27,7 +27,7 @@ from farm.errors import UserError
 from farm.images import decode, encode
 from farm.registry import Registry
 from farm.serve.access import new_key
-from farm.serve.app import run
+from farm.serve.app import running
 from farm.serve.bank import Bank
 from farm.serve.engines import Merging
 from farm.serve.published import Published
@@ -100,23 +100,18 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(store):
     port = free_port()
-    with pytest.MonkeyPatch.context() as patch:  # run sets these where they are missing
+    keys = [{"name": "root", "sha256": KEY[1], "admin": True}]
+    limits = {"max_side": 64, "cache_mb": 2, "max_body_mb": 2, "max_waiting": 10}
+    headers = {"X-API-Key": KEY[0]}
+    with pytest.MonkeyPatch.context() as patch:  # running sets these where they are missing
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
-        keys = [{"name": "root", "sha256": KEY[1], "admin": True}]
-        limits = {"max_side": 64, "cache_mb": 2, "max_body_mb": 2, "max_waiting": 10}
-        run({"store": store.url, "keys": keys, **limits}, port=port, block=False)
-    import ray
-    from ray import serve
-
-    try:
-        headers = {"X-API-Key": KEY[0]}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, headers=headers) as client:
+        patch.setenv("RAY_max_direct_call_object_size", str(2 << 20))
+        with (
+            running({"store": store.url, "keys": keys, **limits}, port=port) as url,
+            httpx.Client(base_url=url, timeout=60, headers=headers) as client,
+        ):
             yield client
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
 def test_requests_at_once_get_their_own_adapters(client, store):
@@ -199,7 +194,6 @@ def test_only_this_machine_can_connect(client):
 
 
 def test_serve_is_not_started_twice(client, store):
-    with pytest.raises(UserError, match="choose another port"):
-        run({"store": store.url}, port=client.base_url.port, block=False)
-    with pytest.raises(UserError, match="runs already"):
-        run({"store": store.url}, port=free_port(), block=False)
+    for port, sentence in ((client.base_url.port, "choose another port"), (free_port(), "runs already")):
+        with pytest.raises(UserError, match=sentence), running({"store": store.url}, port=port):
+            pass
