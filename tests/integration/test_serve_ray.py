@@ -107,6 +107,7 @@ def client(store):
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         patch.setenv("RAY_max_direct_call_object_size", str(2 << 20))
+        patch.setenv("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
         with (
             running({"store": store.url, "keys": keys, **limits}, port=port) as url,
             httpx.Client(base_url=url, timeout=60, headers=headers) as client,
