@@ -144,9 +144,10 @@ class Editing:
         self.made = LocalStore(Path(script.template))
         self.teaching = threading.Lock()
 
-    def work(self, unit: Any) -> None:
+    def work(self, unit: Any) -> Any:
         from farm.artifacts import FileEntry
         from farm.errors import UserError
+        from farm.events import Spent
 
         with self.teaching:
             self.script.sleep("unit", f"{unit.concept}/{unit.name}")
@@ -160,17 +161,20 @@ class Editing:
             entries[name] = FileEntry.of(data).model_dump()
         receipt = {"seconds": 1.0, "failed": 0, "files": entries}  # a `Receipt`, whose module imports torch
         self.store.put(unit.receipt_key, json.dumps(receipt).encode())
+        return Spent(1.0, 1.0, sum(entry["size"] for entry in entries.values()), len(unit.ids))
 
 
-def train_simulated(script: Script, store: Any, plan: Any, concept_id: str, line: Any) -> None:
+def train_simulated(script: Script, store: Any, plan: Any, concept_id: str, line: Any) -> Any:
     """Instead of `farm.cluster.tasks.train_adapter`."""
     from farm.artifacts import commit, open_artifact
+    from farm.events import Spent
     from farm.store import LocalStore
 
     script.sleep("adapter", concept_id)
     made = open_artifact(LocalStore(Path(script.template)), plan.adapter("c-0000").path)
     files = {name: made.read(name) for name in made.manifest.files}
     commit(store, plan.adapter(concept_id), files, wall_seconds=1.0, summary=made.manifest.summary)
+    return Spent(1.0, 1.0, sum(map(len, files.values())))
 
 
 class Gate:
@@ -253,13 +257,13 @@ def simulate(
     }
     original = {name: getattr(on_ray, name) for name in ("edit_concepts", "train_adapters")}
 
-    def edit_concepts(*given: Any) -> Any:
+    def edit_concepts(*given: Any, **named: Any) -> Any:
         with waiting["unit"]:
-            return original["edit_concepts"](*given, make_worker=partial(Editing, script))
+            return original["edit_concepts"](*given, **named, make_worker=partial(Editing, script))
 
-    def train_adapters(*given: Any) -> Any:
+    def train_adapters(*given: Any, **named: Any) -> Any:
         with waiting["adapter"]:
-            return original["train_adapters"](*given, train=partial(train_simulated, script))
+            return original["train_adapters"](*given, **named, train=partial(train_simulated, script))
 
     def copied(what: str) -> Any:
         def work(_: Any, plan: Any, *rest: Any) -> None:

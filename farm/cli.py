@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +27,10 @@ from farm.config import FarmConfig
 from farm.config_file import load_config
 from farm.errors import UserError
 from farm.files import write_whole
-from farm.options import Config, Json, Override, naming, resumable
+from farm.options import Config, Json, Log, LogFormat, Override, naming, resumable
+
+if TYPE_CHECKING:
+    from farm.progress import Screen
 
 app = typer.Typer(
     help="A farm of image-editing concepts: distil editors into tiny GANs, one small adapter a concept.",
@@ -63,9 +66,10 @@ def run(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
     as_json: Json = False,
+    log: Log = LogFormat.HUMAN,
 ) -> None:
     """Photos in, published adapters and a report out; goes on where an earlier run stopped."""
-    run_stages(config, override or [], stage, dry_run=dry_run, as_json=as_json)
+    run_stages(config, override or [], stage, dry_run=dry_run, as_json=as_json, log=log)
 
 
 def run_stages(
@@ -75,17 +79,33 @@ def run_stages(
     *,
     dry_run: bool = False,
     as_json: bool = False,
+    log: LogFormat = LogFormat.HUMAN,
 ) -> None:
     """What `farm run` and the scripts in jobs/ do; exits with 1 when a concept failed."""
+    from farm.progress import JsonLines, Screen
+
+    if log is LogFormat.HUMAN:
+        _run_stages(config, overrides, stages, Screen(), dry_run=dry_run, as_json=as_json)
+        return
+    lines = JsonLines()
+    with lines.instead_of_logs():
+        try:
+            _run_stages(config, overrides, stages, lines, dry_run=dry_run, as_json=as_json)
+        except UserError as error:
+            lines.say(f"error: {error}")
+            raise typer.Exit(2) from None
+
+
+def _run_stages(
+    config: Path, overrides: list[str], stages: list[str] | None, screen: Screen, *, dry_run: bool, as_json: bool
+) -> None:
     from farm import run as farm_run
-    from farm.progress import Screen
 
     loaded = load_config(config, overrides)
     unknown = sorted(set(stages or []) - set(farm_run.STAGES))
     if unknown:
         raise UserError(f"--stage {unknown[0]}: the stages are {', '.join(farm_run.STAGES)}.")
-    screen = Screen()
-    with naming(config), resumable(loaded.cluster.grace_seconds) as stop:
+    with naming(config), resumable(loaded.cluster.grace_seconds, screen.say) as stop:
         outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run, stop=stop)
     if as_json:
         print(json.dumps(vars(outcome), indent=1))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -22,18 +23,32 @@ Override = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+class LogFormat(StrEnum):
+    """What a run shows on standard error: bars and sentences, or its events as lines of JSON."""
+
+    HUMAN = "human"
+    JSON = "json"
+
+
+Log = Annotated[LogFormat, typer.Option("--log", help="Standard error: for people, or a line of JSON an event.")]
+
+
+def _complain(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 @contextmanager
-def resumable(grace_seconds: float = 0) -> Iterator[Stop]:
+def resumable(grace_seconds: float = 0, say: Callable[[str], None] = _complain) -> Iterator[Stop]:
     """Ctrl-C ends what goes on from the store with a word and status 130; SIGTERM, after a grace period, with 143."""
     stop = Stop(grace_seconds)
     try:
         with stop.on_sigterm():
             yield stop
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        say("interrupted; the same command goes on from here")
         raise typer.Exit(130) from None
     except StoppedError:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command goes on from here")
         raise typer.Exit(143) from None
 
 

@@ -1,10 +1,13 @@
-"""Progress on the terminal: live bars where there is one, a line every few seconds where the output is a file."""
+"""Progress on the terminal: live bars where there is one, a line every few seconds where the output is a file, or the
+run's events as lines of JSON."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Protocol
 
 from rich.console import Console
@@ -16,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from farm.events import Event
 
 LINE_SECONDS = 10.0
 
@@ -35,6 +40,11 @@ class Screen:
     def say(self, line: str) -> None:
         """One line above the bars."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def event(self, event: Event) -> None:
+        """Show what a run tells; its bars show the rest."""
+        if event.state == "note" and event.text:
+            self.say(event.text)
 
     def table(self, title: str, reasons: Mapping[str, str]) -> None:
         """A title and a row for each concept; nothing when there is none."""
@@ -66,6 +76,46 @@ class Screen:
                     progress.update(task, completed=done, total=total, note=note)
 
             yield Live()
+
+
+class JsonLines(Screen):
+    """A run's events, and whatever else is said, as lines of JSON and nothing between them."""
+
+    def say(self, line: str) -> None:
+        self.event(Event(at=datetime.now(UTC), stage="run", state="note", text=line))
+
+    def event(self, event: Event) -> None:
+        self.console.out(event.line, highlight=False)
+
+    @contextmanager
+    def bar(self, name: str) -> Iterator[Bar]:
+        yield _Dark()
+
+    @contextmanager
+    def instead_of_logs(self) -> Iterator[None]:
+        """Warnings of Python's logging are such lines too, while the block runs."""
+        handler = _Notes(self)
+        logging.getLogger().addHandler(handler)
+        try:
+            yield
+        finally:
+            logging.getLogger().removeHandler(handler)
+
+
+class _Notes(logging.Handler):
+    def __init__(self, lines: JsonLines) -> None:
+        super().__init__(logging.WARNING)
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.say(self.format(record))
+
+
+class _Dark:
+    """A bar that nobody sees."""
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        pass
 
 
 class _Lines:

@@ -8,7 +8,7 @@ from farm.gate import judgement
 from farm.plan import Plan
 from farm.registry import Entry, Registry
 from farm.signing import NOBODY, Keys
-from farm.standing import quarantined
+from farm.standing import Seen, quarantined
 from farm.store import Store
 
 
@@ -24,6 +24,21 @@ def due(record: Entry | None, digest: str) -> bool:
     back, a run leaves it there until `farm publish` puts it back or the configuration makes another adapter.
     """
     return record is None or not ((record.published and record.digest == digest) or digest in record.withdrawn)
+
+
+def unpublished(plan: Plan, seen: Seen) -> dict[str, str]:
+    """Why adapters that are there are not served: not good enough, or taken out of service by hand."""
+    found = {}
+    for concept in plan.config.catalogue:
+        manifest = find(seen.store, plan.adapter(concept.id).path)
+        record = seen.records.get(concept.id)
+        if manifest is None or (record and record.published and record.digest == manifest.digest):
+            continue
+        if reason := unfit(plan, manifest):
+            found[concept.id] = reason
+        elif not due(record, manifest.digest):
+            found[concept.id] = f"taken out of service by hand; `farm publish {concept.id}` puts it back"
+    return found
 
 
 def publish_by_hand(store: Store, plan: Plan, concept_id: str, *, force: bool = False, keys: Keys = NOBODY) -> Entry:

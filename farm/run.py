@@ -5,30 +5,33 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from farm.artifacts import find
+from farm.artifacts import Spec, find
 from farm.config import FarmConfig
 from farm.errors import UserError
+from farm.garbage import size_of
 from farm.glance import Documents, kept_at
+from farm.journal import Journal, Line
 from farm.plan import make_plan
 from farm.progress import Screen
-from farm.publishing import due, unfit
+from farm.publishing import due, unfit, unpublished
 from farm.queue import Queue
 from farm.registry import Registry
 from farm.signing import open_keys
-from farm.standing import Seen, look, quarantined, usable
-from farm.stop import Stop, StoppedError
+from farm.standing import Seen, look, need, need_edits, quarantines
+from farm.stop import Stop
 from farm.store import open_store, where
 from farm.todo import Todo, make_todo
 from farm.turn import turn
 
 if TYPE_CHECKING:
+    from farm.cluster import Failure
     from farm.stages.teach import Goal
 
 KEEP_AGAIN = 50
@@ -73,7 +76,7 @@ def run(
 
 
 class Run:
-    """One execution of a farm: its plan, its store and the events it leaves under `runs/<id>/events.jsonl`."""
+    """One execution of a farm: its plan, its store and the events it leaves under `runs/<id>/` (`farm.events`)."""
 
     def __init__(self, config: FarmConfig, screen: Screen, stop: Stop | None = None) -> None:
         self.config = config
@@ -83,13 +86,16 @@ class Run:
         self.plan = make_plan(config)
         self.keys = open_keys(config.signing.private_key, config.signing.public_keys)
         self.outcome = Outcome(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}")
-        self._events: list[dict[str, Any]] = []
         self._ray = ExitStack()
         self._connected = False
 
     @cached_property
     def _documents(self) -> Documents:
         return Documents(self.store, kept_at(self.config.name))
+
+    @cached_property
+    def _journal(self) -> Journal:
+        return Journal(self.store, self.config.name, self.outcome.run_id, self.screen.event)
 
     def execute(self, stages: Sequence[str], *, dry_run: bool) -> Outcome:
         seen = look(self._documents, self.plan)
@@ -100,32 +106,36 @@ class Run:
             return self.outcome
         if not todo:
             self.screen.say("everything is in the store already: nothing to do")
-            self._quarantined(seen)
+            self._conclude(seen)
             self.outcome.report = self._latest_report() or self._report()
-            self._unpublished(seen)
             if self._documents.news > KEEP_AGAIN:
                 self._documents.keep()
             return self.outcome
         if "adapters" in stages:
             self.keys.need_private()  # better known now than when the first adapter is to be published
-        self._event("run", "started", farm=self.config.name, stages=list(stages))
-        try:
-            with self._ray:
-                self._stages(stages)
-        except (StoppedError, KeyboardInterrupt):
-            self._event("run", "stopped", failures=self.outcome.failures)
-            raise
-        except UserError:
-            for concept_id, reason in sorted(self.outcome.failures.items()):
-                self.screen.say(f"failed: {concept_id}: {reason}")
-            raise
-        seen = look(self._documents, self.plan)
-        self._quarantined(seen)
-        self._unpublished(seen)
-        self._documents.keep()
-        self.outcome.report = self._report()
-        self._event("run", "finished", failures=self.outcome.failures)
+        with self._told(stages, todo, seen):
+            try:
+                with self._ray:
+                    self._stages(stages)
+            except UserError:
+                for concept_id, reason in sorted(self.outcome.failures.items()):
+                    self.screen.say(f"failed: {concept_id}: {reason}")
+                raise
+            seen = look(self._documents, self.plan)
+            self._conclude(seen)
+            self._documents.keep()
+            self.outcome.report = self._report()
         return self.outcome
+
+    @contextmanager
+    def _told(self, stages: Sequence[str], todo: Todo, seen: Seen) -> Iterator[None]:
+        """A journal while the block runs, from the run's start to how it ended."""
+        lacking = {**todo.names, "quarantined": tuple(quarantines(seen, self.plan))}
+        with self._journal.kept(stages=tuple(stages), concepts=len(self.config.catalogue), todo=lacking):
+            began = time.monotonic()
+            yield
+            facts = {name: getattr(self.outcome, name) for name in ("failures", "unpublished", "paused", "report")}
+            self._journal.tell("run", "done", seconds=round(time.monotonic() - began, 2), **facts)
 
     def _stages(self, stages: Sequence[str]) -> None:
         if "concepts" in stages:
@@ -145,17 +155,19 @@ class Run:
 
     def _turn(self, name: str) -> AbstractContextManager[None]:
         def wait(owner: str) -> None:
-            self.screen.say(f"another run ({owner}) is at {name}: waiting for it to end")
+            self._journal.note(f"another run ({owner}) is at {name}: waiting for it to end")
 
         return turn(self.store, name, seconds=self.config.adapters.lease_seconds, on_wait=wait, stop=self.stop)
 
     def compare(self, concept_ids: Sequence[str]) -> None:
         """Have the candidates of these concepts edit the same few photos, and choose each one's teacher."""
-        self._select()
-        todo = self._todo().comparisons
-        if chosen := [concept_id for concept_id in concept_ids if concept_id in todo]:
-            with self._ray:
-                self._edit("comparison", chosen)
+        seen = look(self._documents, self.plan)
+        with self._told(["comparison"], make_todo(self.store, self.plan, seen), seen):
+            self._select()
+            todo = self._todo().comparisons
+            if chosen := [concept_id for concept_id in concept_ids if concept_id in todo]:
+                with self._ray:
+                    self._edit("comparison", chosen)
 
     def _todo(self) -> Todo:
         return make_todo(self.store, self.plan, look(self._documents, self.plan))
@@ -171,22 +183,28 @@ class Run:
         from farm import cluster
 
         name = "comparison" if goal == "comparison" else "edits"
-        with self._stage(name) as bar:
-            self._failed(name, cluster.edit_concepts(self.store, self.plan, concept_ids, bar, self.stop, goal))
+        with self._stage(name) as line:
+            self._failed(
+                name, cluster.edit_concepts(self.store, self.plan, concept_ids, line, self.stop, goal, tell=line.tell)
+            )
+        reasons = quarantines(look(self._documents, self.plan), self.plan)
+        for concept_id in concept_ids:
+            if concept_id in reasons:
+                line.tell("quarantined", concept=concept_id, error=reasons[concept_id])
 
     def _select(self) -> None:
         from farm.stages.ingest import ingest
         from farm.stages.select import select
 
         if find(self.store, self.plan.sources.path) is None:
-            with self._stage("sources") as bar:
-                manifest = ingest(self.store, self.plan, bar.update)
+            with self._stage("sources", self.plan.sources) as line:
+                manifest = ingest(self.store, self.plan, line.update)
             for skipped in manifest.summary["skipped"]:
-                self.screen.say(f"  skipped {skipped['name']}: {skipped['reason']}")
+                self._journal.note(f"  skipped {skipped['name']}: {skipped['reason']}")
         if find(self.store, self.plan.selection.path) is None:
-            with self._stage("selection") as bar:
+            with self._stage("selection", self.plan.selection) as line:
                 manifest = select(self.store, self.plan)
-                bar.update(
+                line.update(
                     1,
                     1,
                     f"{manifest.summary['train']} of {manifest.summary['training_images']} training images",
@@ -204,32 +222,34 @@ class Run:
             from farm import cluster
             from farm.stages.pretrain import live_base
 
-            self.screen.say(f"the base, as it is trained: {where(self.store, f'{live_base(self.plan)}/samples.webp')}")
-            with self._stage("base") as bar:
-                cluster.pretrain_base(self.store, self.plan, bar, self.stop)
+            self._journal.note(
+                f"the base, as it is trained: {where(self.store, f'{live_base(self.plan)}/samples.webp')}"
+            )
+            with self._stage("base", self.plan.base) as line:
+                cluster.pretrain_base(self.store, self.plan, line, self.stop)
 
     def _represent(self) -> None:
         from farm.stages.represent import choose_base
 
-        with self._stage("representatives") as bar:
+        with self._stage("representatives", self.plan.representatives) as line:
             chosen = choose_base(self.store, self.plan).summary["concepts"]
-            bar.update(1, 1, ", ".join(chosen))
+            line.update(1, 1, ", ".join(chosen))
 
     def _ranks(self) -> None:
         if find(self.store, self.plan.ranks.path) is None:
-            self._need("the base", self.plan.base.path, "jobs/pretrain_base.py")
+            need(self.store, self.plan.base, "the base", "jobs/pretrain_base.py")
             self._need_edits("ranks.concepts", self.config.ranks.concepts)
             self._connect()
             from farm import cluster
 
-            with self._stage("ranks") as bar:
-                cluster.search_ranks(self.store, self.plan, bar, self.stop)
+            with self._stage("ranks", self.plan.ranks) as line:
+                cluster.search_ranks(self.store, self.plan, line, self.stop)
 
     def _adapters(self) -> None:
         from farm.stages.adapt import publish
 
-        self._need("the base", self.plan.base.path, "jobs/pretrain_base.py")
-        self._need("the rank search", self.plan.ranks.path, "jobs/search_ranks.py")
+        need(self.store, self.plan.base, "the base", "jobs/pretrain_base.py")
+        need(self.store, self.plan.ranks, "the rank search", "jobs/search_ranks.py")
         todo = self._todo()
         ready = [c for c in todo.adapters if c not in todo.edits]
         queue = Queue(self.store, "adapters")
@@ -244,15 +264,19 @@ class Run:
             if not due(Registry(self.store).record(concept_id), self.plan.adapter(concept_id).digest):
                 return
             if entry := publish(self.store, self.plan, concept_id, self.keys):
-                self._event("publish", "done", concept=concept_id, version=entry.version)
+                self._journal.tell("publish", "done", concept=concept_id, version=entry.version)
+            elif adapter := find(self.store, self.plan.adapter(concept_id).path):
+                self._journal.tell("publish", "quarantined", concept=concept_id, error=unfit(self.plan, adapter))
 
         if ready:
             self._connect()
             from farm import cluster
 
-            with self._stage("adapter") as bar:
+            with self._stage("adapter") as line:
                 try:
-                    failures = cluster.train_adapters(self.store, self.plan, ready, bar, self.stop, done)
+                    failures = cluster.train_adapters(
+                        self.store, self.plan, ready, line, self.stop, done, tell=line.tell
+                    )
                 except cluster.PausedError as paused:
                     failures, self.outcome.paused = paused.failures, paused.left
                 self._failed("adapter", failures)
@@ -264,63 +288,37 @@ class Run:
         if not self._connected:
             from farm.cluster import connected
 
-            self.screen.say("starting Ray")
+            self._journal.note("starting Ray")
             self._ray.enter_context(connected(self.config.cluster, self.config.base))
             self._ray.enter_context(self.stop.on_sigterm())  # Ray has put its own handler in the place
             self._connected = True
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[Any]:
+    def _stage(self, name: str, spec: Spec | None = None) -> Iterator[Line]:
+        """A stage's bar. spec: of the one artifact that it makes."""
         started = time.monotonic()
-        self._event(name, "started")
+        self._journal.tell(name, "started")
         with self.screen.bar(name) as bar:
-            yield bar
-        seconds = time.monotonic() - started
-        self.outcome.seconds[name] = round(seconds, 2)
+            yield (line := Line(bar, self._journal, name))
+        self.outcome.seconds[name] = round(time.monotonic() - started, 2)
         self.outcome.built += 1
-        self._event(name, "finished", seconds=self.outcome.seconds[name])
+        facts: dict[str, Any] = {"seconds": self.outcome.seconds[name]}
+        if spec and (manifest := find(self.store, spec.path)):
+            facts |= {"device_seconds": round(manifest.device_seconds, 2), "bytes": size_of(manifest)}
+        line.tell("done", **facts)
 
-    def _failed(self, stage: str, failures: dict[str, Any]) -> None:
+    def _failed(self, stage: str, failures: Mapping[str, Failure]) -> None:
         for concept_id, failure in sorted(failures.items()):
             self.outcome.failures[concept_id] = f"{stage}: {failure.message}"
-            self._event(stage, "failed", concept=concept_id, error=failure.message, traceback=failure.traceback)
-
-    def _need(self, what: str, path: str, job: str) -> None:
-        if find(self.store, path) is None:
-            raise UserError(f"{what} of this farm is not in {self.store.url}; run {job} or `farm run` first.")
 
     def _need_edits(self, key: str, concept_ids: Sequence[str]) -> None:
-        for concept_id in concept_ids:
-            if find(self.store, self.plan.quality(concept_id).path) is None and not self._why(concept_id):
-                reason = self.outcome.failures.get(concept_id, "run jobs/build_concepts.py or `farm run` first.")
-                raise UserError(f"{key}: {concept_id} has no edits: {reason}")
-        if not usable(self.store, self.plan, concept_ids):
-            raise UserError(
-                f"{key}: every concept of it is quarantined, first {concept_ids[0]}: {self._why(concept_ids[0])}."
-            )
+        need_edits(self.store, self.plan, concept_ids, key, self.outcome.failures)
 
-    def _why(self, concept_id: str) -> str | None:
-        return quarantined(self.store, self.plan, concept_id)
-
-    def _quarantined(self, seen: Seen) -> None:
-        """Note the concepts whose edits are not worth learning from."""
-        for concept in self.config.catalogue:
-            if reason := quarantined(seen.store, self.plan, concept.id):
-                self.outcome.failures[concept.id] = f"quarantined: {reason}"
-
-    def _unpublished(self, seen: Seen) -> None:
-        """Note the adapters that exist but were not good enough to publish, or were taken out of service by hand."""
-        for concept in self.config.catalogue:
-            manifest = find(seen.store, self.plan.adapter(concept.id).path)
-            record = seen.records.get(concept.id)
-            if manifest is None or (record and record.published and record.digest == manifest.digest):
-                continue
-            if reason := unfit(self.plan, manifest):
-                self.outcome.unpublished[concept.id] = reason
-            elif not due(record, manifest.digest):
-                self.outcome.unpublished[concept.id] = (
-                    f"taken out of service by hand; `farm publish {concept.id}` puts it back"
-                )
+    def _conclude(self, seen: Seen) -> None:
+        """Note what became of the concepts that nobody is served."""
+        for concept_id, reason in quarantines(seen, self.plan).items():
+            self.outcome.failures[concept_id] = f"quarantined: {reason}"
+        self.outcome.unpublished |= unpublished(self.plan, seen)
 
     def _report(self) -> str:
         from farm.report import build_report
@@ -342,8 +340,3 @@ class Run:
 
     def _addresses(self) -> list[str]:
         return [self.plan.adapter(concept.id).path for concept in self.config.catalogue]
-
-    def _event(self, stage: str, state: str, **facts: Any) -> None:
-        self._events.append({"at": datetime.now(UTC).isoformat(), "stage": stage, "state": state, **facts})
-        lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in self._events)
-        self.store.put(f"runs/{self.outcome.run_id}/events.jsonl", lines.encode())

@@ -1,11 +1,13 @@
-"""What became of the concepts so far, as the store says: made, kept from training, chosen for the base, published."""
+"""What became of the concepts so far, as the store says: made, kept from training, chosen for the base, published; and
+what a stage needs of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from farm.artifacts import MANIFEST, find
+from farm.artifacts import MANIFEST, Spec, find
+from farm.errors import UserError
 from farm.glance import Documents, Glance
 from farm.plan import Plan
 from farm.registry import Entry, read_records
@@ -49,6 +51,12 @@ def quarantined(store: Reader, plan: Plan, concept_id: str) -> str | None:
     return reason
 
 
+def quarantines(seen: Seen, plan: Plan) -> dict[str, str]:
+    """The concepts that are not to be trained, and why."""
+    found = {concept.id: quarantined(seen.store, plan, concept.id) for concept in plan.config.catalogue}
+    return {concept_id: reason for concept_id, reason in found.items() if reason}
+
+
 def usable(store: Reader, plan: Plan, concept_ids: Sequence[str]) -> list[str]:
     """Those of the concepts that are not quarantined."""
     return [concept_id for concept_id in concept_ids if quarantined(store, plan, concept_id) is None]
@@ -60,3 +68,23 @@ def base_concepts(store: Reader, plan: Plan) -> list[str]:
         return usable(store, plan, plan.config.base.concepts)
     manifest = find(store, plan.representatives.path)
     return list(manifest.summary["concepts"]) if manifest else []
+
+
+def need(store: Reader, spec: Spec, what: str, job: str) -> None:
+    """UserError, with the job to run first, unless the artifact is there."""
+    if find(store, spec.path) is None:
+        raise UserError(f"{what} of this farm is not in {store.url}; run {job} or `farm run` first.")
+
+
+def need_edits(store: Reader, plan: Plan, concept_ids: Sequence[str], key: str, failures: Mapping[str, str]) -> None:
+    """UserError unless all these concepts, which the key names, have edits and one of them good ones.
+
+    failures: why concepts failed in this run.
+    """
+    for concept_id in concept_ids:
+        if find(store, plan.quality(concept_id).path) is None and not quarantined(store, plan, concept_id):
+            reason = failures.get(concept_id, "run jobs/build_concepts.py or `farm run` first.")
+            raise UserError(f"{key}: {concept_id} has no edits: {reason}")
+    if not usable(store, plan, concept_ids):
+        why = quarantined(store, plan, concept_ids[0])
+        raise UserError(f"{key}: every concept of it is quarantined, first {concept_ids[0]}: {why}.")

@@ -29,6 +29,13 @@ class Todo:
     def __bool__(self) -> bool:
         return any(getattr(self, step.name) for step in fields(self))
 
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """The `stages` that make what all concepts share, and concepts by what of theirs is missing."""
+        shared = ("sources", "selection", "base", "ranks")
+        missing = {"stages": tuple(name for name in shared if getattr(self, name))}
+        return missing | {name: getattr(self, name) for name in ("edits", "adapters", "publish")}
+
     def lines(self, stages: Sequence[str]) -> list[str]:
         """What these stages would do, a line a step."""
         steps = [

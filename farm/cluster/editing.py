@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from farm.cluster.placement import slots, worker_options
 from farm.cluster.watch import POLL_SECONDS, WORKER_RETRIES, Failure, ended, failure_of
+from farm.events import Spent, Tell, untold
 from farm.plan import Plan
 from farm.progress import Bar
 from farm.stages.teach import Goal, advance
@@ -30,7 +31,7 @@ STRAGGLER = 3.0
 class Works(Protocol):
     """What a pool's worker does: see `farm.stages.units.Worker`."""
 
-    def work(self, unit: Unit) -> None: ...
+    def work(self, unit: Unit) -> Spent: ...
 
 
 def edit_concepts(
@@ -41,16 +42,17 @@ def edit_concepts(
     stop: Stop,
     goal: Goal = "quality",
     make_worker: Callable[[Store, Plan], Works] = Worker,
+    tell: Tell = untold,
 ) -> dict[str, Failure]:
     """Have the teachers do for every concept what `farm.stages.teach` says is next, until its goal is reached.
 
     A concept with a failed unit is given up, the others go on. A worker whose node dies is started again elsewhere,
-    and others take what it held; a unit that hangs is done by another worker too.
+    and others take what it held; a unit that hangs is done by another worker too. `tell` hears of each unit and concept.
 
     Raises:
         StoppedError: asked to stop; what was under way has been finished, or had no time to.
     """
-    return _Editing(store, plan, concept_ids, bar, stop, goal, make_worker).run()
+    return _Editing(store, plan, concept_ids, bar, stop, goal, make_worker, tell).run()
 
 
 class _Editing:
@@ -65,14 +67,16 @@ class _Editing:
         stop: Stop,
         goal: Goal,
         make_worker: Callable[[Store, Plan], Works],
+        tell: Tell,
     ) -> None:
         self._store, self._plan, self._goal, self._bar, self._stop = store, plan, goal, bar, stop
+        self._tell = tell
         self._unopened = deque(concept_ids)
         self._opening: dict[Future[list[Unit]], str] = {}
         self._left: dict[str, set[Unit]] = {}  # units of a concept's present step that are not done
         self._failures: dict[str, Failure] = {}
         self._done = self._total = self._opened = 0
-        self._pool = _Pool(store, plan, make_worker)
+        self._pool = _Pool(store, plan, make_worker, tell)
 
     def run(self) -> dict[str, Failure]:
         with ThreadPoolExecutor(OPENING) as threads:
@@ -82,6 +86,7 @@ class _Editing:
                         self._stop.check()
                     if not self._stop.asked:
                         while self._unopened and len(self._opening) < OPENING and self._pool.hungry:
+                            self._tell("started", concept=self._unopened[0])
                             self._open(threads, self._unopened.popleft())
                             self._opened += 1
                         self._pool.feed()
@@ -105,26 +110,35 @@ class _Editing:
             try:
                 units = future.result()
             except Exception as error:  # one concept's failure, whatever it is, must not stop the others
-                self._failures[concept_id] = failure_of(error)
+                self._fail(concept_id, error)
                 continue
             if units:
                 self._left[concept_id] = set(units)
                 self._total += len(units)
                 self._pool.add(units)
-        for unit, wrong in self._pool.finished(timeout=0.02 if self._opening else POLL_SECONDS):
+            else:
+                self._tell("done", concept=concept_id)
+        for unit, came in self._pool.finished(timeout=0.02 if self._opening else POLL_SECONDS):
             left = self._left.get(unit.concept, set())
             if unit not in left:  # its concept has been given up
                 continue
             left.discard(unit)
             self._done += 1
-            if wrong is not None:
-                self._failures[unit.concept] = failure_of(wrong)
+            if isinstance(came, Exception):
+                self._fail(unit.concept, came, **_named(unit))
                 self._total -= len(left)
                 self._pool.drop(unit.concept)
                 del self._left[unit.concept]
-            elif not left:
+                continue
+            self._tell("done", **_named(unit), **came.facts)
+            if not left:
                 del self._left[unit.concept]
                 self._open(threads, unit.concept)
+
+    def _fail(self, concept_id: str, error: Exception, **facts: Any) -> None:
+        self._failures[concept_id] = failure = failure_of(error)
+        facts = {"concept": concept_id, **facts}
+        self._tell("failed", error=failure.message, traceback=failure.traceback, **facts)
 
     def _show(self) -> None:
         unopened = round(len(self._unopened) * self._total / max(1, self._opened))
@@ -143,17 +157,17 @@ class _Actor:
     def ready(self) -> None:
         """Answers once the worker runs."""
 
-    def work(self, given: tuple[Callable[[Store, Plan], Works], Store, Plan], unit: Unit) -> None:
+    def work(self, given: tuple[Callable[[Store, Plan], Works], Store, Plan], unit: Unit) -> Spent:
         make_worker, store, plan = given
         with self._starting:
             self._worker = self._worker or make_worker(store, plan)
-        self._worker.work(unit)
+        return self._worker.work(unit)
 
 
 class _Pool:
     """As many workers as the cluster takes, started as they are needed. running: the unit by Ray's result."""
 
-    def __init__(self, store: Store, plan: Plan, make_worker: Callable[[Store, Plan], Works]) -> None:
+    def __init__(self, store: Store, plan: Plan, make_worker: Callable[[Store, Plan], Works], tell: Tell) -> None:
         import ray
 
         options = {
@@ -163,6 +177,7 @@ class _Pool:
         }
         self._remote = ray.remote(**options)(_Actor)
         self._config = plan.config
+        self._tell = tell
         self._given = ray.put((make_worker, store, plan))
         self._workers: list[Any] = []
         self._starting: dict[Any, int] = {}  # number of a worker that does not run yet, by its answer
@@ -214,12 +229,13 @@ class _Pool:
             for number, unit in zip(idle, self._stragglers(), strict=False):
                 self._give(number, unit)
 
-    def finished(self, timeout: float) -> list[tuple[Unit, Exception | None]]:
-        """Units that have ended since, with what went wrong; a unit given to two workers ends with the first."""
+    def finished(self, timeout: float) -> list[tuple[Unit, Spent | Exception]]:
+        """Units that have ended since, with what they took or what went wrong; a unit given to two workers ends with
+        the first."""
         import ray
         from ray.exceptions import RayActorError
 
-        done = []
+        done: list[tuple[Unit, Spent | Exception]] = []
         for result in ended([*self.running, *self._starting], timeout):
             if result in self._starting:
                 del self._starting[result]
@@ -227,24 +243,24 @@ class _Pool:
             unit = self.running.pop(result)
             number, started = self._by.pop(result)
             self._held[number] -= 1
-            error: Exception | None = None
             try:
-                ray.get(result)
+                came: Spent | Exception = ray.get(result)
             except RayActorError as raised:
                 # Ray starts the worker again, once it has learned that a node is gone; others take what it held.
-                error = raised
+                came = raised
                 self._await(number)
                 self._lost[unit] += 1
                 if self._lost[unit] <= WORKER_RETRIES:
+                    self._tell("retried", **_named(unit), error=failure_of(raised).message)
                     if unit not in self.running.values():
                         self._waiting[self._model(unit)].appendleft(unit)
                     continue
             except Exception as raised:
-                error = raised
+                came = raised
             else:
                 self._seconds[self._model(unit)].append(time.monotonic() - started)
-            if unit not in self.running.values() or error is None:
-                done.append((unit, error))
+            if unit not in self.running.values() or not isinstance(came, Exception):
+                done.append((unit, came))
         return done
 
     def close(self) -> None:
@@ -298,3 +314,8 @@ class _Pool:
             # Filters are loaded in no time.
             self._known_models[known] = settings.kind if settings.kind == "procedural" else settings
         return self._known_models[known]
+
+
+def _named(unit: Unit) -> dict[str, Any]:
+    """Which unit an event is of."""
+    return {"concept": unit.concept, "unit": unit.name, "teacher": unit.teacher, "attempt": unit.attempt + 1}

@@ -12,7 +12,10 @@ from e2gan.train import Stopped
 from farm.artifacts import find
 from farm.cluster.placement import slots, worker_options
 from farm.cluster.watch import POLL_SECONDS, WORKER_RETRIES, Failure, Line, ended, failure_of, followed
+from farm.device import gpu_used
 from farm.errors import StoreError
+from farm.events import Spent, Tell, untold
+from farm.garbage import size_of
 from farm.plan import Plan
 from farm.progress import Bar
 from farm.queue import Lease, LeaseLostError, Queue, owner_name
@@ -26,8 +29,8 @@ ADAPTERS_A_PROCESS = 20
 after every task, and the next takes seconds to import torch and to open the GPU."""
 REMEMBER_SECONDS = 60  # a priority changed by dropping and adding an item anew is seen this late
 
-Train = Callable[[Store, Plan, str, Line], None]
-"""Trains and commits the adapter of a concept, on a worker."""
+Train = Callable[[Store, Plan, str, Line], Spent]
+"""Trains and commits the adapter of a concept, on a worker, and says what that took."""
 
 
 class PausedError(Exception):
@@ -38,14 +41,17 @@ class PausedError(Exception):
         self.failures, self.left = failures, left
 
 
-def train_adapter(store: Store, plan: Plan, concept_id: str, line: Line) -> None:
+def train_adapter(store: Store, plan: Plan, concept_id: str, line: Line) -> Spent:
     """Train and commit one adapter, on the GPU where the configuration gives it one."""
     import torch
 
     torch.set_num_threads(plan.config.cluster.adapters.cpus)
     device = "cuda" if plan.config.cluster.adapters.gpus and torch.cuda.is_available() else "cpu"
+    began = time.monotonic()
     try:
-        adapt.adapt(store, plan, concept_id, device=device, on_progress=line, should_stop=line.should_stop)
+        made = adapt.adapt(store, plan, concept_id, device=device, on_progress=line, should_stop=line.should_stop)
+        seconds = time.monotonic() - began
+        return Spent(seconds, seconds, size_of(made), **gpu_used())
     finally:
         if device == "cuda":
             torch.cuda.empty_cache()  # others share the GPU while this process waits for its next adapter
@@ -59,18 +65,20 @@ def train_adapters(
     stop: Stop,
     on_done: Callable[[str], None],
     train: Train = train_adapter,
+    tell: Tell = untold,
 ) -> dict[str, Failure]:
     """Put adapters on the queue and work it until none of them is left, nor of the plan's others added meanwhile.
 
     This driver holds the leases, so that a worker that dies counts as an attempt; another driver may work the same
     queue. `on_done(concept)` is called after each adapter is committed, by one thread, so that no slot waits for it.
+    `tell` hears of every attempt.
 
     Raises:
         PausedError: the queue was paused; what ran has been finished, and what waits stays pending.
         StoppedError: asked to stop; what ran has been finished or left a checkpoint, and its leases were given back.
         StoreError: the store is full or away; leases are left to expire.
     """
-    work = _Adapters(store, plan, concept_ids, bar, stop, on_done, train)
+    work = _Adapters(store, plan, concept_ids, bar, stop, on_done, train, tell)
     try:
         return work.run()
     except StoreError:
@@ -94,10 +102,12 @@ class _Adapters:
         stop: Stop,
         on_done: Callable[[str], None],
         train: Train,
+        tell: Tell,
     ) -> None:
         import ray
 
         self._store, self._plan, self._bar, self._stop, self._on_done = store, plan, bar, stop, on_done
+        self._tell = tell
         self._resources = plan.config.cluster.adapters
         options = {**worker_options(self._resources), "max_retries": 0, "max_calls": ADAPTERS_A_PROCESS}
         self._remote = ray.remote(**options)(_train)
@@ -178,7 +188,9 @@ class _Adapters:
             concept_id = self._keys[lease.item.key]
             if find(self._store, self._plan.adapter(concept_id).path):  # enqueued just after another driver made it
                 self._trained.append(lease)
+                self._tell("done", concept=concept_id, text="made by another run")
                 continue
+            self._tell("started", concept=concept_id, attempt=lease.item.attempts + 1)
             self._running[self._remote.remote(self._given, concept_id, line(concept_id))] = lease
             room -= 1
 
@@ -189,21 +201,28 @@ class _Adapters:
         config = self._plan.config.adapters
         for result in ended(self._running, POLL_SECONDS if self._running else 0):
             lease = self._running[result]
+            which = {"concept": self._keys[lease.item.key], "attempt": lease.item.attempts + 1}
             try:
-                stopped = ray.get(result)
+                spent: Spent | None = ray.get(result)
             except Exception as error:  # one concept's failure, whatever it is, must not stop the others
                 failure = failure_of(error)
                 # A user's mistake stays one however often it is tried; a machine that was taken back is nobody's.
                 attempts = config.max_attempts + (WORKER_RETRIES if failure.lost else 0) if failure.traceback else 1
+                told = {"error": failure.message, "traceback": failure.traceback}
                 with suppress(LeaseLostError):  # whoever took it from us while we were silent tries again
                     if self._queue.fail(lease, failure.traceback or failure.message, attempts):
                         self._failures[self._keys[lease.item.key]] = failure
                         self._remaining.discard(lease.item.key)
+                        self._tell("failed", **which, **told)
+                    else:
+                        self._tell("retried", **which, **told)
             else:
-                if stopped:
+                if spent is None:
+                    self._tell("stopped", **which)
                     with suppress(LeaseLostError):
                         self._queue.release(lease)
                 else:
+                    self._tell("done", **which, **spent.facts)
                     self._trained.append(lease)
             del self._running[result]
 
@@ -242,9 +261,12 @@ class _Adapters:
         for key in self._remaining - waiting:
             concept_id = self._keys[key]
             if find(self._store, self._plan.adapter(concept_id).path):
+                self._tell("done", concept=concept_id, text="made by another run")
                 self._settle(key, concept_id)
             else:
-                self._failures[concept_id] = Failure("another run gave it up or dropped it: `farm status` says why")
+                given_up = Failure("another run gave it up or dropped it: `farm status` says why")
+                self._failures[concept_id] = given_up
+                self._tell("failed", concept=concept_id, error=given_up.message)
         self._remaining &= waiting
         if self._remaining and self._queue.paused():
             self._published(all=True)
@@ -259,11 +281,10 @@ class _Adapters:
         self._bar.update(len(self._wanted) - len(self._remaining), len(self._wanted), f"{shown} ({share:.0%})")
 
 
-def _train(given: tuple[Train, Store, Plan], concept_id: str, line: Line) -> bool:
-    """Whether it was stopped before it was done."""
+def _train(given: tuple[Train, Store, Plan], concept_id: str, line: Line) -> Spent | None:
+    """What it took; None where it was stopped before it was done."""
     train, store, plan = given
     try:
-        train(store, plan, concept_id, line)
+        return train(store, plan, concept_id, line)
     except Stopped:
-        return True
-    return False
+        return None

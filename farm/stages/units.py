@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict
 
 from e2gan.pairs import Image, write_table
 from farm.artifacts import MANIFEST, FileEntry, dump, read
+from farm.device import gpu_used
 from farm.editors import Editor, EditorSettings, Failed, edit_seed, open_editor
 from farm.errors import IntegrityError, UserError
+from farm.events import Spent
 from farm.plan import Plan
 from farm.quality.clip import ClipJudge
 from farm.quality.measure import Measures, measure, read_measures, write_measures
@@ -123,8 +125,8 @@ class Worker:
         self._opened: tuple[tuple[EditorSettings, str], Editor] | None = None
         self._refused: dict[tuple[EditorSettings, str], UserError] = {}
 
-    def work(self, unit: Unit) -> None:
-        """Edit a unit's images, measure them, put both as Parquet, and then the receipt.
+    def work(self, unit: Unit) -> Spent:
+        """Edit a unit's images, measure them, put both as Parquet, and then the receipt; say what that took.
 
         A unit that another worker has done meanwhile is left as it is: another device may make other bytes.
 
@@ -134,6 +136,7 @@ class Worker:
         prompt = self._plan.config.concept(unit.concept).request
         seeds = [edit_seed(self._plan.config.seed, unit.concept, i, unit.attempt) for i in unit.ids]
         with self._teaching:
+            began = time.monotonic()
             panel, clip = self._panel, self._clip  # CLIP's weights may be missing: better known before the edits
             photos = [self._photos[image_id] for image_id in unit.ids]
             try:
@@ -143,16 +146,19 @@ class Worker:
             except UserError as error:
                 raise self._plan.config.of_teacher(error, unit.concept, unit.teacher) from error
             seconds = time.monotonic() - started
+            gpu = gpu_used()
         measures = measure(unit.ids, photos, edits, panel, clip, prompt)
         made = {i: edit for i, edit in zip(unit.ids, edits, strict=True) if not isinstance(edit, Failed)}
         files = dict(zip(unit.files, (write_table(made), write_measures(measures)), strict=True))
         if unit.done(self._store):
-            return
+            return Spent(time.monotonic() - began, seconds, images=len(unit.ids), **gpu)
         for name, data in files.items():
             self._store.put(f"{unit.folder}/{name}", data)
         entries = {name: FileEntry.of(data) for name, data in files.items()}
         receipt = Receipt(seconds=round(seconds, 3), failed=len(unit.ids) - len(made), files=entries)
         self._store.put(unit.receipt_key, dump(receipt))
+        size = sum(map(len, files.values()))
+        return Spent(time.monotonic() - began, seconds, size, len(unit.ids), **gpu)
 
     def _editor(self, unit: Unit) -> Editor:
         settings = self._plan.config.candidates(unit.concept)[unit.teacher]

@@ -21,6 +21,7 @@ from ray_nodes import ADDRESSES, Cluster, in_background, kill_tree, status, titl
 from e2gan.weights import load_weights
 from farm.artifacts import find
 from farm.config_file import load_config
+from farm.events import Event, events_of, runs_of
 from farm.plan import make_plan
 from farm.queue import Queue
 from farm.registry import Registry
@@ -123,13 +124,13 @@ class Farm:
         time.sleep(seconds)
         elsewhere.rename(self.path)
 
-    def events(self) -> list[dict[str, Any]]:
+    def events(self) -> list[Event]:
         """What all runs so far have noted, oldest first."""
-        logs = [path.read_text().splitlines() for path in sorted(self.path.glob("runs/*/events.jsonl"))]
-        return [json.loads(line) for lines in logs for line in lines]
+        store = LocalStore(self.path)
+        return [event for run_id in runs_of(store, FARM["name"]) for event in events_of(store, run_id)]
 
     def begun(self, stage: str) -> bool:
-        return any(event["stage"] == stage for event in self.events())
+        return any(event.stage == stage for event in self.events())
 
     def finished(self) -> Iterator[Path]:
         """The finished units of work: receipts of edits, and manifests."""
@@ -196,7 +197,7 @@ def calm_run(cluster: Cluster, folder: Path, base_epochs: int = 40) -> tuple[Far
     """An undisturbed farm, and the seconds of its stages."""
     farm = Farm(folder, cluster, base_epochs)
     assert farm.finish() == 0, (folder / "driver.log").read_text()
-    return farm, {event["stage"]: event["seconds"] for event in farm.events() if "seconds" in event}
+    return farm, {event.stage: event.seconds for event in farm.events() if event.of_run and event.seconds is not None}
 
 
 def chaos_run(cluster: Cluster, folder: Path, drawn: Draw, calm: Farm, seconds: dict[str, float]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import yaml
 from farm.artifacts import Manifest, find
 from farm.cluster import Failure
 from farm.config import FarmConfig
+from farm.events import Spent, Tell
 from farm.plan import Plan, make_plan
 from farm.stages.adapt import adapt, publish
 from farm.stages.ingest import ingest
@@ -148,13 +149,14 @@ class Cluster:
         yield
 
     def edit_concepts(
-        self, store: Store, plan: Plan, ids: Sequence[str], bar: Any, stop: Stop, goal: Goal = "quality"
+        self, store: Store, plan: Plan, ids: Sequence[str], bar: Any, stop: Stop, goal: Goal = "quality", *, tell: Tell
     ) -> dict[str, Failure]:
         for concept_id in ids:
             if concept_id not in self.broken:
                 self.done.append(f"{'edits' if goal == 'quality' else goal} {concept_id}")
                 teach(store, plan, concept_id, Worker(store, plan), goal)
-        return {c: Failure("the teacher gave up", "Traceback") for c in ids if c in self.broken}
+                tell("done", concept=concept_id)
+        return self._failed(ids, Failure("the teacher gave up", "Traceback"), tell)
 
     def pretrain_base(self, store: Store, plan: Plan, bar: Any, stop: Stop) -> None:
         self.done.append("base")
@@ -166,15 +168,31 @@ class Cluster:
         commit_ranks(store, plan, {c: search(store, plan, c) for c in plan.config.ranks.concepts}, wall_seconds=1.0)
 
     def train_adapters(
-        self, store: Store, plan: Plan, ids: Sequence[str], bar: Any, stop: Stop, on_done: Callable[[str], None]
+        self,
+        store: Store,
+        plan: Plan,
+        ids: Sequence[str],
+        bar: Any,
+        stop: Stop,
+        on_done: Callable[[str], None],
+        *,
+        tell: Tell,
     ) -> dict[str, Failure]:
         for concept_id in ids:
             if concept_id not in self.broken:
                 assert find(store, plan.adapter(concept_id).path) is None
                 self.done.append(f"adapter {concept_id}")
-                adapt(store, plan, concept_id)
+                tell("started", concept=concept_id, attempt=1)
+                made = adapt(store, plan, concept_id)
+                tell("done", concept=concept_id, attempt=1, **Spent(made.wall_seconds).facts)
                 on_done(concept_id)
-        return {c: Failure("training diverged") for c in ids if c in self.broken}
+        return self._failed(ids, Failure("training diverged"), tell)
+
+    def _failed(self, ids: Sequence[str], failure: Failure, tell: Tell) -> dict[str, Failure]:
+        found = {concept_id: failure for concept_id in ids if concept_id in self.broken}
+        for concept_id in found:
+            tell("failed", concept=concept_id, error=failure.message, traceback=failure.traceback)
+        return found
 
     def stand_in(self, monkeypatch: Any) -> None:
         for name in ("connected", "edit_concepts", "pretrain_base", "search_ranks", "train_adapters"):

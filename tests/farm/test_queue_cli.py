@@ -16,6 +16,7 @@ from terminal import Terminal
 from farm.artifacts import commit, find
 from farm.cluster import tasks
 from farm.errors import UserError
+from farm.events import Spent
 from farm.plan import Plan
 from farm.queue import Queue, owner_name
 from farm.stop import Stop
@@ -192,10 +193,10 @@ class Here:
             self.outcomes[running[0]] = error
         return [running[0]], list(running[1:])
 
-    def get(self, task: Any) -> bool:
+    def get(self, task: Any) -> Spent:
         if error := self.outcomes[task]:
             raise error
-        return False
+        return Spent(1.0)
 
     def publish(self, concept_id: str) -> None:
         self.done.append(concept_id)

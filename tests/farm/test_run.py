@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from stage_farm import CONCEPTS, Cluster, contents, copied, document_of, one_thr
 from farm.artifacts import find
 from farm.config import FarmConfig
 from farm.errors import UserError
+from farm.events import events_of
 from farm.progress import Screen
 from farm.queue import Queue
 from farm.registry import Registry
@@ -57,7 +57,7 @@ def lines(screen: Screen) -> list[str]:
 
 
 def events(store: Store, outcome: Outcome) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in store.get(f"runs/{outcome.run_id}/events.jsonl").decode().splitlines()]
+    return [event.facts for event in events_of(store, outcome.run_id)]
 
 
 def test_a_dry_run_lists_the_steps_and_writes_nothing(
@@ -120,9 +120,11 @@ def test_a_whole_run_equals_its_stages_called_one_by_one(
     assert {c: e.version for c, e in Registry(store).list().items()} == dict.fromkeys(CONCEPTS, 1)
 
     told = events(store, outcome)
-    assert [e["stage"] for e in told if e["state"] == "started"] == ["run", *outcome.seconds]
+    assert [e["stage"] for e in told if e["state"] == "started" and "concept" not in e] == ["run", *outcome.seconds]
     assert [e["concept"] for e in told if e["stage"] == "publish"] == list(CONCEPTS)
-    assert (told[-1]["stage"], told[-1]["state"], told[-1]["failures"]) == ("run", "finished", {})
+    adapters = [e["state"] for e in told if e["stage"] == "adapter" and "concept" in e]
+    assert adapters == ["started", "done"] * len(CONCEPTS)
+    assert (told[-1]["stage"], told[-1]["state"], told[-1]["failures"]) == ("run", "done", {})
 
 
 def test_a_finished_farm_does_nothing_and_does_not_start_ray(

@@ -18,6 +18,7 @@ from farm import cluster
 from farm.artifacts import find
 from farm.config import FarmConfig
 from farm.errors import StoreError
+from farm.events import Spent
 from farm.plan import Plan, make_plan
 from farm.stages import units
 from farm.stages.ingest import ingest
@@ -112,11 +113,11 @@ def test_a_unit_that_hangs_is_given_to_another_worker(tmp_path: Path, monkeypatc
     hung = tmp_path / "hung"
 
     class Hanging(Worker):
-        def work(self, unit: Unit) -> None:
+        def work(self, unit: Unit) -> Spent:
             if unit.name == "part-00003" and not hung.exists():
                 hung.touch()
                 time.sleep(3600)
-            super().work(unit)
+            return super().work(unit)
 
     bar = Counted()
     with cluster.connected(plan.config.cluster):
@@ -131,11 +132,11 @@ def test_a_full_store_ends_the_run_and_blames_no_concept(tmp_path: Path, monkeyp
     select(store, plan)
 
     class Full(Worker):
-        def work(self, unit: Unit) -> None:
+        def work(self, unit: Unit) -> Spent:
             import resource
 
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-            super().work(unit)
+            return super().work(unit)
 
     with cluster.connected(plan.config.cluster), pytest.raises(StoreError, match="is full"):
         cluster.edit_concepts(store, plan, ["charcoal"], Counted(), Stop(), make_worker=Full)

@@ -14,6 +14,7 @@ import yaml
 from ray_head import Head, ray_head
 
 from farm.config_file import load_config
+from farm.events import events_of, runs_of
 from farm.plan import make_plan
 from farm.queue import Queue
 from farm.registry import Registry
@@ -65,11 +66,10 @@ def test_jobs(head: Head, tmp_path: Path) -> None:
         assert "Traceback" not in printed
     store = LocalStore(tmp_path / "store")
     begun = Counter(
-        event["stage"]
-        for key in store.list("runs/")
-        if key.endswith("/events.jsonl")
-        for event in map(json.loads, store.get(key).splitlines())
-        if event["state"] == "started"
+        event.stage
+        for run_id in runs_of(store, "submitted")
+        for event in events_of(store, run_id)
+        if event.state == "started" and event.concept is None
     )
     assert {stage: begun[stage] for stage in ("sources", "selection", "edits", "base", "ranks")} == {
         "sources": 1, "selection": 1, "edits": 1, "base": 1, "ranks": 1
