@@ -1,4 +1,4 @@
-"""The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
+"""The command line: `farm run`, `status`, `watch`, `logs`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
 `unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `export`, `edit`, `serve` and
 `serve-key`."""
 
@@ -16,12 +16,14 @@ from farm import (
     cli_export,
     cli_hub,
     cli_keys,
+    cli_logs,
     cli_preflight,
     cli_queue,
     cli_registry,
     cli_serve_key,
     cli_store,
     cli_teachers,
+    cli_watch,
 )
 from farm.config import FarmConfig
 from farm.config_file import load_config
@@ -43,6 +45,8 @@ app.add_typer(cli_teachers.app, name="teachers")
 app.add_typer(cli_queue.app, name="queue")
 app.add_typer(cli_serve_key.app, name="serve-key")
 app.add_typer(cli_keys.app, name="keys")
+app.command()(cli_watch.watch)
+app.command()(cli_logs.logs)
 app.command()(cli_preflight.preflight)
 app.command()(cli_registry.publish)
 app.command()(cli_registry.rollback)

@@ -47,7 +47,7 @@ def edit_concepts(
     """Have the teachers do for every concept what `farm.stages.teach` says is next, until its goal is reached.
 
     A concept with a failed unit is given up, the others go on. A worker whose node dies is started again elsewhere,
-    and others take what it held; a unit that hangs is done by another worker too. `tell` hears of each unit and concept.
+    and others take what it held; a unit that hangs is done by another worker too. `tell` hears of units and concepts.
 
     Raises:
         StoppedError: asked to stop; what was under way has been finished, or had no time to.
