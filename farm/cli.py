@@ -1,5 +1,5 @@
-"""The command line: `farm run`, `status`, `watch`, `logs`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
-`unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `export`, `edit`, `serve` and
+"""The command line: `farm run`, `status`, `watch`, `logs`, `preflight`, `concepts`, `teachers`, `queue`, `publish`,
+`rollback`, `unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `export`, `edit`, `serve` and
 `serve-key`."""
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the newest run has ended.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON an event.")] = False,
 ) -> None:
-    """What was told of a concept in all runs, attempts and tracebacks too; without a concept, of the newest run itself."""
+    """What all runs told of a concept, attempts and tracebacks too; without one, what the newest run told of itself."""
     from farm.events import Feed, need_run, runs_of
     from farm.queue import Queue
     from farm.store import open_store
@@ -65,9 +65,8 @@ def logs(
 def _check(concept: str, config: FarmConfig, told: Iterable[str]) -> None:
     known = {each.id for each in config.catalogue}.union(told)
     if concept not in known:
-        raise UserError(
-            f"farm logs: there is no {concept!r} in the catalogue of {config.name} or in its runs; {near(concept, known)}"
-        )
+        place = f"in the catalogue of {config.name} or in its runs"
+        raise UserError(f"farm logs: there is no {concept!r} {place}; {near(concept, known)}")
 
 
 def _follow(feed: Feed, events: Sequence[Event], printer: Printer) -> None:

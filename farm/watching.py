@@ -1,4 +1,4 @@
-"""How far a run is, from its events alone: whoever sees the store can follow it, without photos, weights or a cluster."""
+"""How far a run is, from its events alone: whoever sees the store can follow it, without photos, weights or cluster."""
 
 from __future__ import annotations
 
