@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -28,9 +29,18 @@ class TensorBoard:
 
     def progress(self, done: Progress) -> None:
         """Losses as `loss/<name>`, and `learning_rate`."""
-        for name, value in done.losses.items():
-            self._writer.add_scalar(f"loss/{name}", value, done.step)
-        self._writer.add_scalar("learning_rate", done.learning_rate, done.step)
+        self.losses([{"step": done.step, **done.losses}])
+        self.scalars(done.step, {"learning_rate": done.learning_rate})
+
+    def losses(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Losses that were kept: rows of `{"step": step, name: value}`."""
+        for row in rows:
+            self.scalars(int(row["step"]), {f"loss/{name}": value for name, value in row.items() if name != "step"})
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Values by tag."""
+        for tag, value in values.items():
+            self._writer.add_scalar(tag, value, step)
 
     def samples(self, step: int, images: Tensor) -> None:
         """At most eight of the uint8 images `[3, n, 3, h, w]` as a grid: sources, targets, edited, row by row."""

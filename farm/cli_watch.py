@@ -156,11 +156,11 @@ def table(facts: dict[str, Any], console: Console) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
-    room = max(4, console.height - 6 - len(facts["stages"]) - (6 if facts["concepts"] else 0))
+    taken = 6 + len(facts["stages"]) + 7 * bool(facts["concepts"]) + bool(facts["error"]) + bool(facts["report"])
     parts: list[RenderableType] = [_head(facts), _stages(facts)]
     if facts["concepts"]:
         parts.append(_concepts(facts["concepts"]))
-    shown = facts["failures"][: max(1, room // 2)]
+    shown = facts["failures"][: max(1, console.height - taken - 2)]
     for row in shown:
         style = STYLES[row["state"]]
         line = Text.assemble((f"{row['state']}: {row['concept']}", style), f"  {row['stage']}: {row['error']}")
@@ -188,9 +188,10 @@ def _head(facts: dict[str, Any]) -> RenderableType:
         rates.append(f"{facts['units_per_second']:.2g} units/s")
     if facts["adapters_per_hour"]:
         rates.append(f"{facts['adapters_per_hour']:.4g} adapters/h")
-    if facts["busy"] is not None and state == "running":
-        memory = f", up to {facts['device_memory']:.0%} of its memory" if facts["device"] else ""
-        rates.append(f"{facts['busy']:.1f} workers busy on {facts['device'] or 'CPUs'}{memory}")
+    if facts["busy"] is not None and facts["device"]:
+        rates.append(
+            f"{facts['busy']:.1f} GPUs at work ({facts['device']}, up to {facts['device_memory']:.0%} of memory)"
+        )
     if facts["retried"]:
         rates.append(f"{facts['retried']} retried")
     if rates:

@@ -285,6 +285,19 @@ class SigningConfig(_Section):
         return self
 
 
+class TrackingConfig(_Section):
+    """Where else a run's curves and figures go (docs/watching.md).
+
+    tensorboard: event files of the base and of each adapter under `runs/<id>/tensorboard/`. mlflow_uri: an MLflow
+        tracking server or store, such as http://host:5000 or sqlite:////shared/mlflow.db; needs the package
+        mlflow-skinny. mlflow_experiment: the farm's name when left out.
+    """
+
+    tensorboard: bool = True
+    mlflow_uri: str | None = None
+    mlflow_experiment: str | None = None
+
+
 class FarmConfig(_Section):
     """A farm. store: folder or file:// address everything it makes lives in. seed: all others derive from it.
 
@@ -309,6 +322,7 @@ class FarmConfig(_Section):
     cluster: ClusterConfig = ClusterConfig()
     serve: ServeConfig = ServeConfig()
     signing: SigningConfig = SigningConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     def concept(self, concept_id: str) -> Concept:
         """The concept of that id; UserError when there is none."""

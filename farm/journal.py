@@ -45,8 +45,16 @@ class Journal:
         self._telling, self._writing = threading.RLock(), threading.Lock()
         self._segments: dict[int, bytearray] = {}  # that are to be put, the last one last
         self._number, self._tail = 0, bytearray()
+        self._beginning: Event | None = None
         self._told_at = time.monotonic()
         self._wake, self._over = threading.Event(), threading.Event()
+
+    def listen(self, listener: Listener) -> None:
+        """Have another one hear how the run began, and what is told from now on."""
+        with self._telling:
+            if self._beginning:
+                listener(self._beginning)
+            self._listeners = (*self._listeners, listener)
 
     def tell(self, stage: str, state: State, **facts: Any) -> None:
         """Something has happened. facts: fields of `Event`."""
@@ -57,6 +65,7 @@ class Journal:
             event = Event(at=datetime.now(UTC), stage=stage, state=state, **facts)
             self._told_at = time.monotonic()
             self._add(event.line.encode() + b"\n")
+            self._beginning = self._beginning or event
             for listener in self._listeners:
                 listener(event)
         if event.of_run or state == "failed":
@@ -137,7 +146,7 @@ class Line:
         """How far it is; the journal is told now and then, and when all is done."""
         self._bar.update(done, total, note)
         now = time.monotonic()
-        if (done, total) != self._told and (done == total or now - self._told_at >= PROGRESS_SECONDS):
+        if (done, total) != self._told and (0 < done == total or now - self._told_at >= PROGRESS_SECONDS):
             self._told, self._told_at = (done, total), now
             self.tell("progress", done=done, total=total, text=note or None)
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from farm.artifacts import Spec, find
+from farm.boards import board_of, put_adapter
 from farm.config import FarmConfig
 from farm.errors import UserError
 from farm.garbage import size_of
@@ -92,6 +93,11 @@ class Run:
     @cached_property
     def _documents(self) -> Documents:
         return Documents(self.store, kept_at(self.config.name))
+
+    @property
+    def _board(self) -> str | None:
+        """The folder of this run's TensorBoard event files."""
+        return board_of(self.outcome.run_id) if self.config.tracking.tensorboard else None
 
     @cached_property
     def _journal(self) -> Journal:
@@ -226,7 +232,8 @@ class Run:
                 f"the base, as it is trained: {where(self.store, f'{live_base(self.plan)}/samples.webp')}"
             )
             with self._stage("base", self.plan.base) as line:
-                cluster.pretrain_base(self.store, self.plan, line, self.stop)
+                board = f"{self._board}/base" if self._board else None
+                cluster.pretrain_base(self.store, self.plan, line, self.stop, board)
 
     def _represent(self) -> None:
         from farm.stages.represent import choose_base
@@ -268,6 +275,12 @@ class Run:
             elif adapter := find(self.store, self.plan.adapter(concept_id).path):
                 self._journal.tell("publish", "quarantined", concept=concept_id, error=unfit(self.plan, adapter))
 
+        def trained(concept_id: str) -> None:
+            adapter = find(self.store, self.plan.adapter(concept_id).path)
+            if self._board and adapter:
+                put_adapter(self.store, f"{self._board}/adapters/{concept_id}", adapter.summary)
+            done(concept_id)
+
         if ready:
             self._connect()
             from farm import cluster
@@ -275,7 +288,7 @@ class Run:
             with self._stage("adapter") as line:
                 try:
                     failures = cluster.train_adapters(
-                        self.store, self.plan, ready, line, self.stop, done, tell=line.tell
+                        self.store, self.plan, ready, line, self.stop, trained, tell=line.tell
                     )
                 except cluster.PausedError as paused:
                     failures, self.outcome.paused = paused.failures, paused.left
@@ -286,10 +299,11 @@ class Run:
     def _connect(self) -> None:
         """Ray, from the first stage that needs it to the end of the run."""
         if not self._connected:
-            from farm.cluster import connected
+            from farm.cluster import Metrics, connected
 
             self._journal.note("starting Ray")
             self._ray.enter_context(connected(self.config.cluster, self.config.base))
+            self._journal.listen(Metrics(self.outcome.run_id, self.config.name))
             self._ray.enter_context(self.stop.on_sigterm())  # Ray has put its own handler in the place
             self._connected = True
 

@@ -25,7 +25,7 @@ KINDS = ("edits", "adapters", "published")
 
 @dataclass
 class Stage:
-    """A stage of the run. state: waiting, running, done or not asked for. told: when it had done how much."""
+    """A stage of the run. state: waiting, running, done, stopped with the run, or not asked for. told: when it had done how much."""
 
     state: str = "waiting"
     began: datetime | None = None
@@ -126,7 +126,7 @@ class Watched:
             "silent_seconds": None if self.end else round(self.silence(now), 1),
             "stages": [self._row(name, stage, at) for name, stage in self.stages.items() if self._shown(name, stage)],
             "concepts": self._counts(),
-            "units_per_second": units,
+            "units_per_second": None if units is None else round(units, 4),
             "adapters_per_hour": None if adapters is None else round(3600 * adapters, 1),
             "busy": round(held / span, 2) if held and span else None,
             "device": self._device[0] if self._device else None,
@@ -148,6 +148,12 @@ class Watched:
         elif event.ends_run:
             self.end = event
             self.running.clear()
+            for stage in self.stages.values():
+                if stage.state == "running":
+                    stage.state = "stopped"
+            if self.concepts is None and event.state == "done":  # what was there, a farm before this one did not tell
+                for stage in self.stages.values():
+                    stage.state = "done"
             for concept, reason in (event.failures or {}).items():
                 self.trouble.setdefault(
                     concept, {"concept": concept, "stage": "run", "state": "failed", "error": reason}
@@ -219,7 +225,7 @@ class Watched:
         if stage.began is None or not made or stage.state != "running":
             return None
         span = min(PACE_SECONDS, (at - stage.began).total_seconds())
-        return round(made / span, 4) if span > 0 else None
+        return made / span if span > 0 else None
 
     def _shown(self, name: str, stage: Stage) -> bool:
         return name not in OPTIONAL or stage.began is not None

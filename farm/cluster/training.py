@@ -18,8 +18,8 @@ from farm.stop import Stop, StoppedError
 from farm.store import Store
 
 
-def pretrain_base(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
-    """Train the base on Ray Train; a run that was killed goes on at its last checkpoint.
+def pretrain_base(store: Store, plan: Plan, bar: Bar, stop: Stop, board: str | None = None) -> None:
+    """Train the base on Ray Train; a run that was killed goes on at its last checkpoint. board: see `pretrain`.
 
     Raises:
         UserError: a mistake of the user's that a worker found; a StoreError when Ray Train could not write.
@@ -31,6 +31,7 @@ def pretrain_base(store: Store, plan: Plan, bar: Bar, stop: Stop) -> None:
     with followed(lambda told: bar.update(*told["base"]), stop) as line:
         progress = line("base")
         settings = {"store": store, "plan": plan, "on_progress": progress, "should_stop": progress.should_stop}
+        settings["board"] = board
         for retries_left in reversed(range(WORKER_RETRIES + 1)):
             try:
                 in_thread(_trainer(plan, settings, name).fit, stop)

@@ -16,6 +16,7 @@ from e2gan.metrics import Scores
 from e2gan.model import build_generator
 from e2gan.train import Progress, Stopped, train
 from farm.artifacts import Manifest, commit
+from farm.boards import Board
 from farm.plan import Plan
 from farm.stages.history import History
 from farm.stages.judge import judge, text_embedding
@@ -39,7 +40,8 @@ def train_base_worker(settings: Mapping[str, Any]) -> None:
 
     Asked to stop, all of them report a checkpoint of the same step and return, and nothing is committed.
 
-    settings: `store`, `plan`, `on_progress` (called with a `Progress`) and, if it can be stopped, `should_stop`.
+    settings: `store`, `plan`, `on_progress` (called with a `Progress`) and, if it can be stopped, `should_stop`; the
+        `board` of `pretrain`, if there is one.
     """
     import tempfile
     from pathlib import Path
@@ -78,6 +80,7 @@ def train_base_worker(settings: Mapping[str, Any]) -> None:
             on_progress=on_progress if rank == 0 else None,
             should_stop=settings.get("should_stop"),
             worker=(rank, world),
+            board=settings.get("board"),
         )
 
 
@@ -92,6 +95,7 @@ def pretrain(
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     worker: tuple[int, int] = (0, 1),
+    board: str | None = None,
 ) -> Manifest | None:
     """Train the base on the training pairs of its concepts, judge it, and commit it (the first worker does).
 
@@ -102,6 +106,7 @@ def pretrain(
 
     history: what happened up to `checkpoint`; it grows as the training goes on.
     should_stop: see `e2gan.train`; of several workers the first one is asked.
+    board: a folder of the store that gets TensorBoard event files, anew with every checkpoint.
     """
     import safetensors.torch
 
@@ -123,10 +128,13 @@ def pretrain(
             on_progress(done)
 
     live = live_base(plan)
+    curves = Board(store, board) if board and worker[0] == 0 else None
 
     def show(step: int, samples: Tensor) -> None:
         store.put(f"{live}/samples.webp", picture_sheet(list(samples[:, :LIVE_PICTURES])))
         store.put(f"{live}/losses.jsonl", "".join(f"{json.dumps(row)}\n" for row in history.losses).encode())
+        if curves:
+            curves.put(step, history.losses, samples)
 
     if should_stop and worker[1] > 1:
         should_stop = _agreed(should_stop, worker[0], device)

@@ -158,9 +158,9 @@ class Cluster:
                 tell("done", concept=concept_id)
         return self._failed(ids, Failure("the teacher gave up", "Traceback"), tell)
 
-    def pretrain_base(self, store: Store, plan: Plan, bar: Any, stop: Stop) -> None:
+    def pretrain_base(self, store: Store, plan: Plan, bar: Any, stop: Stop, board: str | None = None) -> None:
         self.done.append("base")
-        pretrain(store, plan)
+        pretrain(store, plan, board=board)
         bar.update(1, 1)
 
     def search_ranks(self, store: Store, plan: Plan, bar: Any, stop: Stop) -> None:
@@ -195,5 +195,6 @@ class Cluster:
         return found
 
     def stand_in(self, monkeypatch: Any) -> None:
+        monkeypatch.setattr("farm.cluster.Metrics", lambda run_id, farm: lambda event: None)
         for name in ("connected", "edit_concepts", "pretrain_base", "search_ranks", "train_adapters"):
             monkeypatch.setattr(f"farm.cluster.{name}", getattr(self, name))
