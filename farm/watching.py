@@ -25,7 +25,8 @@ KINDS = ("edits", "adapters", "published")
 
 @dataclass
 class Stage:
-    """A stage of the run. state: waiting, running, done, stopped with the run, or not asked for. told: when it had done how much."""
+    """A stage of the run. state: waiting, running, done, stopped with the run, or not asked for. told: when it had done
+    how much."""
 
     state: str = "waiting"
     began: datetime | None = None
