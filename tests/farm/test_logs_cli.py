@@ -30,9 +30,7 @@ def store(tmp_path: Path) -> LocalStore:
     lost = {"attempt": 1, "error": "WorkerCrashedError: gone", "traceback": "Traceback: gone"}
     first = [
         started(concepts=4),
-        event(
-            1, "edits", "done", "night", unit="part-00000", teacher="procedural", images=50, seconds=1.26, bytes=1234
-        ),
+        event(1, "edits", "done", "night", seconds=1.26, **unit),
         event(2, "edits", "progress", done=1, total=2),
         event(3, "adapter", "retried", "night", **lost),
         event(4, "adapter", "failed", "night", attempt=2, error="ValueError: no luck", traceback=TRACE),
