@@ -286,16 +286,10 @@ class SigningConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """Where else a run's curves and figures go (docs/watching.md).
-
-    tensorboard: event files of the base and of each adapter under `runs/<id>/tensorboard/`. mlflow_uri: an MLflow
-        tracking server or store, such as http://host:5000 or sqlite:////shared/mlflow.db; needs the package
-        mlflow-skinny. mlflow_experiment: the farm's name when left out.
-    """
+    """Where else a run's curves go (docs/watching.md). tensorboard: event files of the base and of each adapter under
+    `runs/<id>/tensorboard/`."""
 
     tensorboard: bool = True
-    mlflow_uri: str | None = None
-    mlflow_experiment: str | None = None
 
 
 class FarmConfig(_Section):

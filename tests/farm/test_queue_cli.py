@@ -16,7 +16,7 @@ from terminal import Terminal
 from farm.artifacts import commit, find
 from farm.cluster import tasks
 from farm.errors import UserError
-from farm.events import Spent
+from farm.events import Spent, State
 from farm.plan import Plan
 from farm.queue import Queue, owner_name
 from farm.stop import Stop
@@ -216,7 +216,12 @@ class Here:
         monkeypatch.setattr(tasks, "slots", lambda worker, autoscaling: self.slots)
         monkeypatch.setattr(tasks, "POLL_SECONDS", 0.01)
         self.done: list[str] = []
-        failures = tasks.train_adapters(store, plan, ids, None, Stop(), self.publish)  # type: ignore[arg-type]
+        self.told: list[tuple[str, str, int | None]] = []
+
+        def tell(state: State, **facts: Any) -> None:
+            self.told.append((state, facts["concept"], facts.get("attempt")))
+
+        failures = tasks.train_adapters(store, plan, ids, None, Stop(), self.publish, tell=tell)  # type: ignore[arg-type]
         return self.done, failures
 
 
@@ -265,8 +270,33 @@ def test_a_failure_retried_by_hand_while_the_driver_works(
         if concept_id == "sepia":
             queue.retry(plan.adapter_key("night"))
 
-    assert Here(1, fail_once).train(monkeypatch, store, plan, "night", "sepia") == (["sepia", "night"], {})
+    here = Here(1, fail_once)
+    assert here.train(monkeypatch, store, plan, "night", "sepia") == (["sepia", "night"], {})
     assert asked == ["night", "sepia", "night"]
+    states = [(state, concept) for concept, state in zip(asked, ("failed", "done", "done"), strict=True)]
+    assert here.told == [(state, name, 1) for last, name in states for state in ("started", last)]
+
+
+def test_every_attempt_is_told(store: LocalStore, plan: Plan, queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug is tried twice (adapters.max_attempts), a user's mistake once."""
+    edited(store, plan, "night", "sepia")
+
+    def fail(concept_id: str) -> None:
+        raise ValueError("a bug") if concept_id == "night" else UserError("sepia: the photo is missing.")
+
+    here = Here(1, fail)
+    done, failures = here.train(monkeypatch, store, plan, "night", "sepia")
+    assert done == [] and {name: failure.message for name, failure in failures.items()} == {
+        "night": "ValueError: a bug",
+        "sepia": "sepia: the photo is missing.",
+    }
+    assert [row for row in here.told if row[1] == "night"] == [
+        ("started", "night", 1),
+        ("retried", "night", 1),
+        ("started", "night", 2),
+        ("failed", "night", 2),
+    ]
+    assert [row for row in here.told if row[1] == "sepia"] == [("started", "sepia", 1), ("failed", "sepia", 1)]
 
 
 def test_priorities_and_what_another_driver_has_done(
@@ -279,6 +309,7 @@ def test_priorities_and_what_another_driver_has_done(
     done, failures = here.train(monkeypatch, store, plan, *CONCEPTS)
     assert (done, failures) == (["sepia", "charcoal", "cyanotype", "night"], {})
     assert here.trained == ["sepia", "charcoal", "night"], "no adapter is trained twice"
+    assert ("done", "cyanotype", None) in here.told and ("started", "cyanotype", 1) not in here.told
     assert all(find(store, plan.adapter(concept).path) for concept in CONCEPTS)
     assert queue.waiting() == set()
 

@@ -89,13 +89,22 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(tmp_path: Path, monkeyp
         os.kill(editing[0].pid, signal.SIGKILL)
         killed.append(editing[0].pid)
 
-    bar = Counted()
+    bar, told = Counted(), list[dict[str, Any]]()
     with cluster.connected(plan.config.cluster):
         killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()
-        assert cluster.edit_concepts(store, plan, CONCEPTS, bar, Stop()) == {}
+        tell = lambda state, **facts: told.append({"state": state, **facts})  # noqa: E731
+        assert cluster.edit_concepts(store, plan, CONCEPTS, bar, Stop(), tell=tell) == {}
         killer.join(timeout=10)
     assert killed and bar.done == bar.total == 3 * 5  # 84 images of each concept, 20 a unit
+    units = {(event["concept"], event["unit"]): event for event in told if event["state"] == "done" and "unit" in event}
+    assert len(units) == sum(event["state"] == "done" and "unit" in event for event in told) == 15
+    assert sum(event["images"] for event in units.values()) == 3 * 84
+    assert all(event["seconds"] >= event["device_seconds"] > 0 for event in units.values())
+    lost = [event for event in told if event["state"] == "retried"]
+    assert lost and all("died" in event["error"] and event["concept"] in CONCEPTS for event in lost)
+    for state in ("started", "done"):
+        assert sorted(e["concept"] for e in told if e["state"] == state and "unit" not in e) == sorted(CONCEPTS)
 
     alone, same = farm_at(tmp_path / "alone", model)
     worker = Worker(alone, same)
