@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ from terminal import Terminal
 from farm import cli
 from farm.config_file import load_config
 from farm.errors import UserError
+from farm.events import events_of
 from farm.serve.bank import Bank
 from farm.serve.engines import Merging
 from farm.serve.published import Published
@@ -74,6 +76,30 @@ def test_a_run_from_nothing_then_again(tmp_path: Path, terminal: Terminal, monke
     outcome = json.loads(out)
     assert outcome["failures"] == {} and report.endswith(outcome["report"])
     assert len(cluster.done) == 10
+
+
+def test_a_log_of_json_has_nothing_between_its_lines(
+    root: Path, tmp_path: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Warnings, mistakes and an interruption are such lines too; standard output has the result."""
+    cluster = Cluster("sepia")
+    cluster.stand_in(monkeypatch)
+    monkeypatch.setattr("farm.report.build_report", lambda *_, **__: logging.getLogger("farm").warning("odd") or b"")
+    copied(root, tmp_path / "store", "sources", "selections", "edits", "quality", "bases", "ranks")
+    config = write_config(tmp_path / "farm.yaml", tmp_path / "store")
+    status, out, err = terminal.farm("run", "-c", config, "--json", "--log", "json")
+    rows = [json.loads(line) for line in err.splitlines()]
+    assert status == 1 and json.loads(out)["failures"] == {"sepia": "adapter: training diverged"}
+    told = [event.facts for event in events_of(LocalStore(tmp_path / "store"), json.loads(out)["run_id"])]
+    assert [row for row in rows if row in told] == told
+    assert {row["text"] for row in rows if row not in told} >= {"odd", "failed: 1 of 4 concepts"}
+
+    status, out, err = terminal.farm("run", "-c", config, "--log", "json", "--set", "base.train.epoch=3")
+    assert (status, out) == (2, "")
+    assert json.loads(err)["text"] == f"error: {config}: unknown key base.train.epoch; did you mean epochs?"
+    monkeypatch.setattr("farm.run.run", interrupt)
+    status, out, err = terminal.farm("run", "-c", config, "--log", "json")
+    assert (status, json.loads(err)["text"]) == (130, "interrupted; the same command goes on from here")
 
 
 def test_a_failed_concept_is_status_1(
@@ -131,10 +157,11 @@ def test_usage_errors_and_help(config: Path, terminal: Terminal) -> None:
         assert status == 0 and "Usage: " in out and "--help" in out
 
 
-def test_an_interrupt_is_status_130(config: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
+
+def test_an_interrupt_is_status_130(config: Path, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("farm.run.run", interrupt)
     status, out, err = terminal.farm("run", "--config", config)
     assert (status, out) == (130, "") and err == "interrupted; the same command goes on from here\n"
