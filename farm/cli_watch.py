@@ -207,6 +207,8 @@ def _stages(facts: dict[str, Any]) -> RenderableType:
 
     grid = Table("stage", "", "", "done", "time", "left", "", box=box.SIMPLE_HEAD, pad_edge=False)
     grid.columns[2].width = 20
+    for column, width in ((1, 13), (3, 9), (4, 7), (5, 14)):
+        grid.columns[column].min_width = width  # that nothing moves about as numbers grow
     grid.columns[6].no_wrap, grid.columns[6].overflow = True, "ellipsis"
     for stage in facts["stages"]:
         done, total = stage["done"] or 0, stage["total"] or 0
