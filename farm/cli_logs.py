@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def logs(
     config: Config,
     concept: Annotated[
-        str | None, typer.Argument(metavar="[CONCEPT]", help="All that is known of this concept.", show_default=False)
+        str | None, typer.Argument(metavar="CONCEPT", help="All that is known of this concept.", show_default=False)
     ] = None,
     override: Override = None,
     run_id: RunId = None,
