@@ -42,8 +42,9 @@ class Event(BaseModel):
         a CPU; device_memory: the largest share of its memory that was taken, 0..1.
     done, total: of the stage's units of work, adapters or steps; text: a note, or a few words on the progress.
     version: that was published.
-    farm, stages, todo, concepts: of the run's start: the farm's name, the stages asked for, how many concepts there
-        are, and the ids of those that lacked `edits`, `adapters` and `publish`, and of `quarantined` ones.
+    farm, stages, concepts, todo: of the run's start: the farm's name, the stages asked for, how many concepts there
+        are, and the ids of those that lacked `edits`, `adapters` and `publish`, and of `quarantined` ones; that of the
+        start of the stage `adapter` too, since other runs may have made something meanwhile.
     failures, unpublished, paused, report: of its end, as in `farm.run.Outcome`.
     """
 

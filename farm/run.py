@@ -136,12 +136,16 @@ class Run:
     @contextmanager
     def _told(self, stages: Sequence[str], todo: Todo, seen: Seen) -> Iterator[None]:
         """A journal while the block runs, from the run's start to how it ended."""
-        lacking = {**todo.names, "quarantined": tuple(quarantines(seen, self.plan))}
-        with self._journal.kept(stages=tuple(stages), concepts=len(self.config.catalogue), todo=lacking):
+        with self._journal.kept(
+            stages=tuple(stages), concepts=len(self.config.catalogue), todo=self._lacking(todo, seen)
+        ):
             began = time.monotonic()
             yield
             facts = {name: getattr(self.outcome, name) for name in ("failures", "unpublished", "paused", "report")}
             self._journal.tell("run", "done", seconds=round(time.monotonic() - began, 2), **facts)
+
+    def _lacking(self, todo: Todo, seen: Seen) -> dict[str, tuple[str, ...]]:
+        return {**todo.names, "quarantined": tuple(quarantines(seen, self.plan))}
 
     def _stages(self, stages: Sequence[str]) -> None:
         if "concepts" in stages:
@@ -257,7 +261,8 @@ class Run:
 
         need(self.store, self.plan.base, "the base", "jobs/pretrain_base.py")
         need(self.store, self.plan.ranks, "the rank search", "jobs/search_ranks.py")
-        todo = self._todo()
+        seen = look(self._documents, self.plan)
+        todo = make_todo(self.store, self.plan, seen)
         ready = [c for c in todo.adapters if c not in todo.edits]
         queue = Queue(self.store, "adapters")
         committed = {self.plan.adapter_key(c.id) for c in self.config.catalogue if c.id not in todo.adapters}
@@ -285,7 +290,7 @@ class Run:
             self._connect()
             from farm import cluster
 
-            with self._stage("adapter") as line:
+            with self._stage("adapter", todo=self._lacking(todo, seen)) as line:
                 try:
                     failures = cluster.train_adapters(
                         self.store, self.plan, ready, line, self.stop, trained, tell=line.tell
@@ -308,10 +313,10 @@ class Run:
             self._connected = True
 
     @contextmanager
-    def _stage(self, name: str, spec: Spec | None = None) -> Iterator[Line]:
-        """A stage's bar. spec: of the one artifact that it makes."""
+    def _stage(self, name: str, spec: Spec | None = None, **begin: Any) -> Iterator[Line]:
+        """A stage's bar. spec: of the one artifact that it makes. begin: what to tell of its start."""
         started = time.monotonic()
-        self._journal.tell(name, "started")
+        self._journal.tell(name, "started", **begin)
         with self.screen.bar(name) as bar:
             yield (line := Line(bar, self._journal, name))
         self.outcome.seconds[name] = round(time.monotonic() - started, 2)

@@ -145,7 +145,8 @@ class Watched:
     def _of_run(self, event: Event) -> None:
         if event.state == "started":
             self.farm, self.began, self.concepts = event.farm, event.at, event.concepts
-            self._expect(event.todo or {}, event.stages or ())
+            self._expect(event.todo or {})
+            self._ask(event.todo or {}, event.stages or ())
         elif event.ends_run:
             self.end = event
             self.running.clear()
@@ -162,13 +163,17 @@ class Watched:
         elif event.state == "note":
             self.note = event.text or ""
 
-    def _expect(self, todo: Mapping[str, Sequence[str]], asked: Sequence[str]) -> None:
-        """What is to be made, and what is there already."""
-        if not todo:
-            return
+    def _expect(self, todo: Mapping[str, Sequence[str]]) -> None:
+        """What is still to be made of each concept; other runs may have made the rest meanwhile."""
         left_out = dict.fromkeys(todo.get("quarantined", ()), "quarantined")
         for kind, missing in zip(KINDS, ("edits", "adapters", "publish"), strict=True):
-            self.states[kind] = {**left_out, **dict.fromkeys(todo.get(missing, ()), "waiting")}
+            known = {concept: state for concept, state in self.states[kind].items() if state != "waiting"}
+            self.states[kind] = {**dict.fromkeys(todo.get(missing, ()), "waiting"), **left_out, **known}
+
+    def _ask(self, todo: Mapping[str, Sequence[str]], asked: Sequence[str]) -> None:
+        """Which stages there will be."""
+        if not todo:
+            return
         of = {"sources": "concepts", "selection": "concepts", "edits": "concepts", "adapter": "adapters"}
         missing_stages = {*todo.get("stages", ())}
         missing_stages |= {name for name, kind in (("edits", "edits"), ("adapter", "adapters")) if todo.get(kind)}
@@ -181,6 +186,11 @@ class Watched:
     def _of_stage(self, stage: Stage, event: Event) -> None:
         if event.state == "started":
             stage.state, stage.began = "running", event.at
+            for name in ORDER[: ORDER.index(event.stage)] if event.stage in ORDER else ():
+                if self.stages[name].state == "waiting":
+                    self.stages[name].state = "done"  # by another run, for which this one has waited
+            if event.todo is not None:
+                self._expect(event.todo)
         elif event.state == "progress" and event.done is not None:
             stage.done, stage.total, stage.text = event.done, event.total, event.text or ""
             if not stage.told or stage.told[-1][1] != event.done:

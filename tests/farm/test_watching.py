@@ -81,6 +81,23 @@ def test_a_concepts_way_through_the_run() -> None:
     assert found["retried"] == 1
 
 
+def test_what_another_run_made_meanwhile_is_done() -> None:
+    """This one has waited for it, and begins with what is left."""
+    missing = ("sources", "selection", "base", "ranks")
+    begun = facts(began := started(concepts=4, stages=(), edits=ALL, adapters=ALL, publish=ALL), now=5)
+    assert begun["concepts"]["edits"] == {"done": 0, "waiting": 4}
+    began = began.model_copy(update={"todo": {**(began.todo or {}), "stages": missing}})
+    left = {"edits": (), "adapters": ("fog", "night"), "publish": ("fog", "night"), "quarantined": ("sepia",)}
+    found = facts(began, event(4, "adapter", "started", todo=left), now=5)
+    states = {row["name"]: row["state"] for row in found["stages"]}
+    assert states == dict.fromkeys((*missing, "edits"), "done") | {"adapter": "running"}
+    assert found["concepts"] == {
+        "edits": {"done": 3, "quarantined": 1},
+        "adapters": {"done": 1, "quarantined": 1, "waiting": 2},
+        "published": {"done": 1, "quarantined": 1, "waiting": 2},
+    }
+
+
 def test_a_failure_that_was_retried_by_hand_is_none() -> None:
     adapters = started(concepts=2, adapters=("fog", "night"), publish=("fog", "night"))
     failed = event(1, "adapter", "failed", "night", error="no luck")
