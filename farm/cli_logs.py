@@ -53,8 +53,9 @@ def logs(
     printer = Printer(concept, as_json)
     if concept is not None:
         _check(concept, loaded, [event.concept for events in found for event in events if event.concept])
-    for feed, events in zip(feeds, found, strict=True):
-        printer.events(feed.run_id, events)
+    told = [(feed.run_id, event) for feed, events in zip(feeds, found, strict=True) for event in events]
+    for run_id, event in sorted(told, key=lambda pair: pair[1].at):  # several runs may go on at once
+        printer.event(run_id, event)
     if concept is not None:
         printer.queue(Queue(store, "adapters"))
     if follow:
@@ -78,7 +79,8 @@ def _follow(feed: Feed, events: Sequence[Event], printer: Printer) -> None:
         time.sleep(LOOK_SECONDS)
         events = feed.news()
         at = events[-1].at if events else at
-        printer.events(feed.run_id, events)
+        for event in events:
+            printer.event(feed.run_id, event)
 
 
 @dataclass
@@ -90,10 +92,9 @@ class Printer:
     run_id: str = ""
     traces: set[str] = field(default_factory=set)
 
-    def events(self, run_id: str, events: Iterable[Event]) -> None:
-        for event in events:
-            if event.concept == self.concept or (self.concept is None and (self.as_json or event.error)):
-                self._event(run_id, event)
+    def event(self, run_id: str, event: Event) -> None:
+        if event.concept == self.concept or (self.concept is None and (self.as_json or event.error)):
+            self._print(run_id, event)
 
     def queue(self, queue: Queue) -> None:
         """What the queue holds of the concept: its failures, with the traceback where no event has told it."""
@@ -106,7 +107,7 @@ class Printer:
         if not self.run_id and not mine:
             print(f"no run has told anything of {self.concept} yet", file=sys.stderr)
 
-    def _event(self, run_id: str, event: Event) -> None:
+    def _print(self, run_id: str, event: Event) -> None:
         if event.traceback:
             self.traces.add(event.traceback)
         begins, self.run_id = run_id != self.run_id, run_id

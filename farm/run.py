@@ -273,7 +273,11 @@ class Run:
             self.outcome.failures.setdefault(concept_id, "it has no edits: run jobs/build_concepts.py first")
 
         def done(concept_id: str) -> None:
-            if not due(Registry(self.store).record(concept_id), self.plan.adapter(concept_id).digest):
+            record, digest = Registry(self.store).record(concept_id), self.plan.adapter(concept_id).digest
+            if not due(record, digest):
+                if record and record.published and record.digest == digest:
+                    facts = {"concept": concept_id, "version": record.version, "text": "by another run"}
+                    self._journal.tell("publish", "done", **facts)
                 return
             if entry := publish(self.store, self.plan, concept_id, self.keys):
                 self._journal.tell("publish", "done", concept=concept_id, version=entry.version)
