@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 from farm.artifacts import Manifest, find, verify
+from farm.boards import put_adapter
 from farm.errors import UserError
 from farm.gate import judgement
 from farm.plan import Plan
@@ -39,6 +44,38 @@ def unpublished(plan: Plan, seen: Seen) -> dict[str, str]:
         elif not due(record, manifest.digest):
             found[concept.id] = f"taken out of service by hand; `farm publish {concept.id}` puts it back"
     return found
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Publishes what a run has made and tells of it. board: where it leaves the curves of what it has trained."""
+
+    store: Store
+    plan: Plan
+    keys: Keys
+    tell: Callable[..., None]
+    board: str | None
+
+    def trained(self, concept_id: str) -> None:
+        """An adapter is there that was not when the run began."""
+        adapter = find(self.store, self.plan.adapter(concept_id).path)
+        if self.board and adapter:
+            put_adapter(self.store, f"{self.board}/adapters/{concept_id}", adapter.summary)
+        self.publish(concept_id)
+
+    def publish(self, concept_id: str) -> None:
+        """Publish the concept's adapter if it is due and good enough."""
+        from farm.stages.adapt import publish
+
+        record, digest = Registry(self.store).record(concept_id), self.plan.adapter(concept_id).digest
+        facts: dict[str, Any] = {"concept": concept_id}
+        if not due(record, digest):
+            if record and record.published and record.digest == digest:
+                self.tell("publish", "done", **facts, version=record.version, text="by another run")
+        elif entry := publish(self.store, self.plan, concept_id, self.keys):
+            self.tell("publish", "done", **facts, version=entry.version)
+        elif adapter := find(self.store, self.plan.adapter(concept_id).path):
+            self.tell("publish", "quarantined", **facts, error=unfit(self.plan, adapter))
 
 
 def publish_by_hand(store: Store, plan: Plan, concept_id: str, *, force: bool = False, keys: Keys = NOBODY) -> Entry:

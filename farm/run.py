@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from farm.artifacts import Spec, find
-from farm.boards import board_of, put_adapter
+from farm.boards import board_of
 from farm.config import FarmConfig
 from farm.errors import UserError
 from farm.garbage import size_of
@@ -21,9 +21,8 @@ from farm.glance import Documents, kept_at
 from farm.journal import Journal, Line
 from farm.plan import make_plan
 from farm.progress import Screen
-from farm.publishing import due, unfit, unpublished
+from farm.publishing import Publisher, unpublished
 from farm.queue import Queue
-from farm.registry import Registry
 from farm.signing import open_keys
 from farm.standing import Seen, look, need, need_edits, quarantines
 from farm.stop import Stop
@@ -257,8 +256,6 @@ class Run:
                 cluster.search_ranks(self.store, self.plan, line, self.stop)
 
     def _adapters(self) -> None:
-        from farm.stages.adapt import publish
-
         need(self.store, self.plan.base, "the base", "jobs/pretrain_base.py")
         need(self.store, self.plan.ranks, "the rank search", "jobs/search_ranks.py")
         seen = look(self._documents, self.plan)
@@ -272,24 +269,7 @@ class Run:
         for concept_id in todo.edits:
             self.outcome.failures.setdefault(concept_id, "it has no edits: run jobs/build_concepts.py first")
 
-        def done(concept_id: str) -> None:
-            record, digest = Registry(self.store).record(concept_id), self.plan.adapter(concept_id).digest
-            if not due(record, digest):
-                if record and record.published and record.digest == digest:
-                    facts = {"concept": concept_id, "version": record.version, "text": "by another run"}
-                    self._journal.tell("publish", "done", **facts)
-                return
-            if entry := publish(self.store, self.plan, concept_id, self.keys):
-                self._journal.tell("publish", "done", concept=concept_id, version=entry.version)
-            elif adapter := find(self.store, self.plan.adapter(concept_id).path):
-                self._journal.tell("publish", "quarantined", concept=concept_id, error=unfit(self.plan, adapter))
-
-        def trained(concept_id: str) -> None:
-            adapter = find(self.store, self.plan.adapter(concept_id).path)
-            if self._board and adapter:
-                put_adapter(self.store, f"{self._board}/adapters/{concept_id}", adapter.summary)
-            done(concept_id)
-
+        publisher = Publisher(self.store, self.plan, self.keys, self._journal.tell, self._board)
         if ready:
             self._connect()
             from farm import cluster
@@ -297,13 +277,13 @@ class Run:
             with self._stage("adapter", todo=self._lacking(todo, seen)) as line:
                 try:
                     failures = cluster.train_adapters(
-                        self.store, self.plan, ready, line, self.stop, trained, tell=line.tell
+                        self.store, self.plan, ready, line, self.stop, publisher.trained, tell=line.tell
                     )
                 except cluster.PausedError as paused:
                     failures, self.outcome.paused = paused.failures, paused.left
                 self._failed("adapter", failures)
         for concept_id in set(todo.publish) - set(todo.adapters):
-            done(concept_id)
+            publisher.publish(concept_id)
 
     def _connect(self) -> None:
         """Ray, from the first stage that needs it to the end of the run."""

@@ -78,12 +78,10 @@ class Watched:
                 self._of_run(event)
             elif event.concept is None:
                 self._of_stage(self.stages.setdefault(event.stage, Stage()), event)
-            elif event.unit is None:
+            elif event.unit is None or event.state == "failed":  # of a unit for good: its concept is given up
                 self._of_concept(event, event.concept)
             if event.unit and event.state == "done":
                 self._made["units"].append((event.at, event.device_seconds or 0.0))
-            if event.concept and event.state == "failed":
-                self._troubled(event)
             self.retried += event.state == "retried"
 
     @property
