@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -21,6 +20,7 @@ from farm.progress import Screen
 from farm.publishing import due, unfit
 from farm.queue import Queue
 from farm.registry import Registry
+from farm.reporting import latest_report, new_run_id, put_report
 from farm.signing import open_keys
 from farm.standing import Seen, look, quarantined, usable
 from farm.stop import Stop, StoppedError
@@ -82,7 +82,7 @@ class Run:
         self.store = open_store(config.store, config.cluster.store_patience_seconds)
         self.plan = make_plan(config)
         self.keys = open_keys(config.signing.private_key, config.signing.public_keys)
-        self.outcome = Outcome(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}")
+        self.outcome = Outcome(new_run_id())
         self._events: list[dict[str, Any]] = []
         self._ray = ExitStack()
         self._connected = False
@@ -101,7 +101,7 @@ class Run:
         if not todo:
             self.screen.say("everything is in the store already: nothing to do")
             self._quarantined(seen)
-            self.outcome.report = self._latest_report() or self._report()
+            self.outcome.report = latest_report(self.store, self.plan) or self._report()
             self._unpublished(seen)
             if self._documents.news > KEEP_AGAIN:
                 self._documents.keep()
@@ -109,6 +109,7 @@ class Run:
         if "adapters" in stages:
             self.keys.need_private()  # better known now than when the first adapter is to be published
         self._event("run", "started", farm=self.config.name, stages=list(stages))
+        self._foretell(seen, todo)
         try:
             with self._ray:
                 self._stages(stages)
@@ -323,25 +324,15 @@ class Run:
                 )
 
     def _report(self) -> str:
-        from farm.report import build_report
+        outcome = self.outcome
+        return put_report(self.store, self.plan, outcome.run_id, failures=outcome.failures, seconds=outcome.seconds)
 
-        key = f"runs/{self.outcome.run_id}/report.html"
-        failures, seconds = self.outcome.failures, self.outcome.seconds
-        self.store.put(key, build_report(self.store, self.plan, failures=failures, stage_seconds=seconds))
-        self.store.put(f"runs/{self.outcome.run_id}/plan.json", json.dumps(self._addresses()).encode())
-        return key
+    def _foretell(self, seen: Seen, todo: Todo) -> None:
+        """Keep what this run is to take, as far as that is known, to be held against what it took."""
+        from farm.cost.predict import forecast
+        from farm.cost.reconcile import keep
 
-    def _latest_report(self) -> str | None:
-        """The newest report of exactly these artifacts."""
-        plans = [key for key in self.store.list("runs/") if key.endswith("/plan.json")]
-        for key in reversed(plans):
-            report = key.removesuffix("plan.json") + "report.html"
-            if json.loads(self.store.get(key)) == self._addresses() and self.store.exists(report):
-                return report
-        return None
-
-    def _addresses(self) -> list[str]:
-        return [self.plan.adapter(concept.id).path for concept in self.config.catalogue]
+        keep(self.store, self.outcome.run_id, forecast(self.store, self.plan, seen, todo))
 
     def _event(self, stage: str, state: str, **facts: Any) -> None:
         self._events.append({"at": datetime.now(UTC).isoformat(), "stage": stage, "state": state, **facts})
