@@ -115,7 +115,7 @@ def predict(
     told = _Told(plan, seen, manifests, rates)
     works = [*told.edits(todo), *told.base(todo), *told.ranks(todo), *told.adapters(todo)]
     slots = {stage: slots_of(plan.config, stage) for stage in STAGES}
-    stages = tuple(_stage(plan.config, stage, [w for w in works if w.stage == stage]) for stage in STAGES)
+    stages = tuple(of_stage(plan.config, stage, [w for w in works if w.stage == stage]) for stage in STAGES)
     if any(line.artifacts for line in stages):
         counts = ", ".join(f"{slots[s].count} for {s}" for s in STAGES)
         told.assume(f"workers at once: {counts} (from {slots['edit'].known})")
@@ -147,7 +147,7 @@ def predict(
     )
 
 
-def _stage(config: FarmConfig, stage: StageName, works: Sequence[Work]) -> StagePrediction:
+def of_stage(config: FarmConfig, stage: StageName, works: Sequence[Work]) -> StagePrediction:
     slots, worker = slots_of(config, stage), getattr(config.cluster, stage)
     seconds = [work.seconds for work in works]
     known = [s for s in seconds if s is not None]

@@ -44,8 +44,8 @@ def slots_of(config: FarmConfig, stage: StageName) -> Slots:
         if named in (None, name) and (takes := _node(node).takes(worker))
     }
     if not fits:
-        place = f"cost.stages.{stage}: a {named} node has" if named else "cost.nodes: no node has"
-        raise UserError(f"{place} no room for a worker of cluster.{stage}, which wants {describe(worker)}.")
+        place = f"cost.stages.{stage}: a {named} node has no" if named else "cost.nodes: none of them has"
+        raise UserError(f"{place} room for a worker of cluster.{stage}, which wants {describe(worker)}.")
     name = min(fits, key=lambda name: config.cost.nodes[name].per_hour / fits[name])
     node, takes = config.cost.nodes[name], fits[name]
     count = takes * node.count if worker.workers is None else min(takes * node.count, worker.workers)
