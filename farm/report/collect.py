@@ -18,7 +18,7 @@ from farm.registry import read_record
 from farm.report.cards import WEIGHTS, Card, Known, card_of, parameter_count, plot_of, summary_of
 from farm.report.charts import chart_of, curve_of, loss_charts
 from farm.report.funnel import funnel_of
-from farm.report.pictures import Album, Facts
+from farm.report.pictures import CORES, Album, Facts
 from farm.report.teachers import sheets_and_left_out, teaching_facts
 from farm.stages.pretrain import PREVIEW_CONCEPTS
 from farm.standing import base_concepts, glance_at, quarantined
@@ -97,7 +97,7 @@ def collect(
         )
         return card_of(album, store, plan, concepts[number], known, plan.adapter_key(c) in failed)
 
-    cards = list(in_threads(card, range(len(ids)), store.at_once))
+    cards = list(in_threads(card, range(len(ids)), max(store.at_once, CORES)))  # most of it is decoding
     cards.sort(key=lambda card: (math.inf if card.ratio is None else card.ratio, card.concept.id))
     again = f"farm run {plan.config.options}"
     trouble = [(name, "failed", reason, again) for name, reason in reasons.items() if name not in ids]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 import PIL.Image
+
+from farm.threads import in_threads
 
 Facts = dict[str, Any]
 
@@ -21,6 +24,7 @@ LEAST_SIDE = 64  # a picture is not made smaller than this while its sheet has m
 BYTES_A_PIXEL = 0.2  # of photographs as WebP, at a quality between the ends
 QUALITIES = (85, 75, 65, 55, 45, 35)
 SHRINK = 0.8
+CORES = os.cpu_count() or 1
 
 
 @dataclass
@@ -85,12 +89,16 @@ class Album:
     def develop(self, budget: int) -> None:
         """Encode all pictures in at most `budget` bytes: as good as the best that leaves enough for the others, and
         smaller where even the worst does not."""
-        for picture in self._pictures:
+
+        def best(picture: Picture) -> None:
             picture.data = _encoded(picture.image, QUALITIES[0])
+
+        def smaller(picture: Picture) -> None:
+            picture.data = _within(picture, most)
+
+        list(in_threads(best, self._pictures, CORES))
         most = _fair([len(picture.data) for picture in self._pictures], budget)
-        for picture in self._pictures:
-            if len(picture.data) > most:
-                picture.data = _within(picture, most)
+        list(in_threads(smaller, [p for p in self._pictures if len(p.data) > most], CORES))
 
     def _keep(self, image: PIL.Image.Image, width: int) -> Picture:
         height = max(1, round(image.height * width / image.width))

@@ -50,7 +50,9 @@ def test_slots_and_prices_of_workers(tmp_path: Path) -> None:
     pinned = plan_of(tmp_path, cost={"nodes": NODES, "stages": {"edit": "large"}}, cluster=changes["cluster"]).config
     assert (slots_of(pinned, "edit").node, slots_of(pinned, "edit").count) == ("large", 3)
     huge = plan_of(tmp_path, cost={"nodes": NODES}, cluster={"base": {"cpus": 64}}).config
-    with pytest.raises(UserError, match=r"^cost.nodes: none of them has room for a worker of cluster.base, .* 64 CPUs\.$"):
+    with pytest.raises(
+        UserError, match=r"^cost.nodes: none of them has room for a worker of cluster.base, .* 64 CPUs\.$"
+    ):
         slots_of(huge, "base")
 
 

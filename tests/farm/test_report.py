@@ -20,10 +20,13 @@ from sound_adapters import put_adapter as put_any_adapter
 from farm.artifacts import Spec, commit
 from farm.config import FarmConfig
 from farm.plan import Plan, make_plan
+from farm.queue import Queue, owner_name
 from farm.registry import Registry
 from farm.report import build_report, collect
 from farm.report.cards import parameter_count
 from farm.report.charts import curve_of
+from farm.reporting import how_it_stands, latest_report, put_report, rebuild
+from farm.stages.pretrain import PREVIEW_CONCEPTS
 from farm.store import LocalStore, Store
 
 SCORES = {"sepia": (0.10, 0.40), "charcoal": (0.30, 0.60), "neon": (0.39, 0.40), "winter": (0.05, 0.25)}
@@ -242,3 +245,76 @@ def test_curves_and_parameter_counts() -> None:
     flat = curve_of([{"step": 3, "l1": 0.0}])
     assert flat is not None and flat["points"] == "100,23.0"
     assert parameter_count(weights((2, 3), (4,), ())) == 11
+
+
+def test_the_base_shows_as_many_concepts_as_its_sheet_has(tmp_path: Path, plan: Plan) -> None:
+    """It has three rows of the first eight only; a base of the packaged catalogue learns 23."""
+    store = LocalStore(tmp_path)
+    learned = {f"concept-{n}": scores("sepia") for n in range(11)}
+    files = {"generator.safetensors": weights((2, 3)), "preview.webp": sheet(3 * PREVIEW_CONCEPTS)}
+    put(store, plan.base, files, metrics=learned, losses=[{"step": 5, "l1": 0.5}])
+    base = collect(store, plan, failures={}, stage_seconds={})["base"]
+    assert [name for name, _, _ in base["concepts"]] == [*learned][:PREVIEW_CONCEPTS]
+    assert {(p.width, p.height) for *_, p in base["concepts"]} == {(3 * 42 - 2, 3 * 42 - 2)}
+    assert [name for name, _ in base["others"]] == [*learned][PREVIEW_CONCEPTS:]
+    assert "concept-10 (L1 0.100, untouched 0.400)" in Page(report(store, plan)).text
+
+
+def test_the_page_keeps_within_its_bytes(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    whole = report(store, plan)
+    said = len(re.sub(rb"data:image/webp;base64,[^\"]*", b"", whole))
+    monkeypatch.setattr("farm.report.PAGE_BYTES", said + 20_000)
+    small = report(store, plan)
+    assert len(small) <= said + 20_000 < len(whole)
+    assert len(Page(small).of("img")) == len(Page(whole).of("img"))
+
+
+def test_the_funnel_accounts_for_every_concept(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    rows = collect(store, plan, failures={"fog": "adapter: out of memory"}, stage_seconds={})["funnel"]
+    found = [(row["stage"], row["of"], row["entered"], row["left"], row["rest"]) for row in rows]
+    assert found == [
+        ("sources", "photos", 8, 7, {"skipped": 1}),
+        ("selection", "training images", 20, 3, {"not chosen": 17}),
+        ("edits", "concepts", 5, 5, {}),
+        ("quality", "edits", 55, 55, {}),
+        ("quality", "concepts", 5, 5, {}),
+        ("adapter", "concepts", 5, 4, {"failed": 1}),
+        ("gate", "adapters", 4, 3, {"quarantined": 1}),
+        ("registry", "adapters", 3, 3, {}),
+    ]
+
+
+def test_every_trouble_comes_with_its_command(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    Registry(store).unpublish("winter")
+    queue = Queue(store, "adapters")
+    queue.enqueue(plan.adapter_key("fog"), {"concept": "fog"})
+    lease = queue.lease(owner_name(), 60)
+    assert lease and queue.fail(lease, "Traceback\nDivergedError: no longer finite", 1)
+    failures, _ = how_it_stands(store, plan)
+    assert failures == {"fog": "adapter: DivergedError: no longer finite"}
+    trouble = collect(store, plan, failures=failures | {"base": "lost"}, stage_seconds={})["trouble"]
+    assert {name: remedy for name, *_, remedy in trouble} == {
+        "base": "farm run --config FARM.yaml",
+        "fog": "farm queue retry fog --config FARM.yaml",
+        "neon": "farm publish --force neon --config FARM.yaml",
+        "winter": "farm publish winter --config FARM.yaml",
+    }
+
+
+def test_a_report_built_anew_knows_how_the_last_run_ended(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    failures = {"fog": "edits: the teacher gave up", "sepia": "adapter: diverged, but it was made since"}
+    key = put_report(store, plan, "20260101T000000Z-aaaaaa", failures=failures, seconds={"edits": 3.0})
+    assert how_it_stands(store, plan) == ({"fog": "edits: the teacher gave up"}, {"edits": 3.0})
+    assert rebuild(store, plan) == key == latest_report(store, plan)
+    text = Page(store.get(key)).text
+    assert "the teacher gave up" in text and "but it was made since" not in text
+    store.delete("runs/20260101T000000Z-aaaaaa/plan.json")
+    assert rebuild(store, plan) != key
