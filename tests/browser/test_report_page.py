@@ -110,5 +110,7 @@ def test_it_fits_a_phone_and_a_sheet_of_paper(visit: Visit) -> None:
     page.emulate_media(media="print", color_scheme="dark")
     assert page.locator("#find").is_hidden() and page.locator("nav").is_hidden()
     assert page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+    page.set_viewport_size({"width": 703, "height": 1000})  # of A4 less its margins
+    assert page.evaluate("document.documentElement.scrollWidth") == 703
     cut = "[...document.querySelectorAll('.scroll')].filter(e => getComputedStyle(e).overflowY !== 'visible').length"
     assert page.evaluate(cut) == 0
