@@ -10,8 +10,10 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright import sync_api as playwright
 from stage_farm import CONCEPTS, built, copied, plan_of
 
+from farm.artifacts import find
 from farm.registry import Registry
 from farm.report import build_report
+from farm.store import LocalStore
 
 IMAGES = "[...document.images].map(i => i.decode().then(() => i.naturalWidth > 0))"
 
@@ -88,6 +90,17 @@ def test_a_link_leads_to_a_concept_that_is_filtered_away(visit: Visit) -> None:
     page.locator('#attention + p + div a[href="#c-sepia"]').click()
     page.locator("#c-sepia").wait_for()
     assert page.get_by_label("find a concept").input_value() == ""
+
+
+def test_metrics_have_their_intervals(visit: Visit, report: Path) -> None:
+    page = visit()
+    cells = page.locator("#metrics + p + div tbody tr").filter(has_text="charcoal").locator("td").all_inner_texts()
+    plan = plan_of(report.parent / "farm")
+    adapter = find(LocalStore(report.parent / "farm"), plan.adapter("charcoal").path)
+    assert adapter
+    scores, (low, high) = adapter.summary["metrics"], adapter.summary["frechet_interval"]["fd_untrained"]
+    assert cells[1].split() == [f"{scores['l1']:.3f}", "–".join(f"{end:.3f}" for end in scores["interval"]["l1"])]
+    assert cells[5].split() == [f"{scores['frechet']['fd_untrained']:.3f}", f"{low:.3f}–{high:.3f}"]
 
 
 def test_what_failed_is_told_with_the_command(visit: Visit) -> None:
