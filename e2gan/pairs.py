@@ -7,7 +7,7 @@ DuckDB or a dataset viewer can open it. A concept's pairs are the rows of source
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,8 +40,10 @@ def write_table(images: Mapping[str, Image]) -> bytes:
     return sink.getvalue()
 
 
-def read_table(data: bytes) -> dict[str, Image]:
+def read_table(data: bytes, only: Container[str] | None = None) -> dict[str, Image]:
     """Decode a Parquet table of images into `{id: uint8 [height, width, 3]}`, in file order.
+
+    only: the ids wanted; all when left out.
 
     Raises:
         ValueError: the bytes are not such a table.
@@ -55,6 +57,7 @@ def read_table(data: bytes) -> dict[str, Image]:
         return {
             row_id: np.asarray(PILImage.open(io.BytesIO(image)).convert("RGB"))
             for row_id, image in zip(table["id"].to_pylist(), table["image"].to_pylist(), strict=True)
+            if only is None or row_id in only
         }
     except (pa.ArrowException, KeyError, OSError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"not a Parquet table of images with columns id and image: {error}") from error

@@ -1,6 +1,6 @@
 """The command line: `farm run`, `status`, `watch`, `logs`, `preflight`, `concepts`, `teachers`, `queue`, `publish`,
-`rollback`, `unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `export`, `edit`, `serve` and
-`serve-key`."""
+`rollback`, `unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `export`, `cost`, `report`,
+`edit`, `serve` and `serve-key`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 
 from farm import (
     cli_concepts,
+    cli_cost,
     cli_export,
     cli_hub,
     cli_keys,
@@ -20,6 +21,7 @@ from farm import (
     cli_preflight,
     cli_queue,
     cli_registry,
+    cli_report,
     cli_serve_key,
     cli_store,
     cli_teachers,
@@ -58,6 +60,8 @@ app.command()(cli_store.verify)
 app.command()(cli_store.sync)
 app.command()(cli_hub.push_hub)
 app.command()(cli_export.export)
+app.command()(cli_cost.cost)
+app.command()(cli_report.report)
 
 
 @app.command()

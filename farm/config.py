@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from e2gan.config import AdapterConfig, GeneratorConfig, TrainConfig
 from farm.catalogue import Concept, Slug, find_concept
+from farm.cost.prices import CostConfig
 from farm.editors import EditorSettings
 from farm.errors import UserError
 from farm.quality import QualityConfig
 from farm.sources import SourcesConfig
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class _Section(BaseModel):
@@ -292,6 +299,13 @@ class TrackingConfig(_Section):
     tensorboard: bool = True
 
 
+@dataclass(frozen=True)
+class _Given:
+    """Where a configuration is from, which makes it no other one."""
+
+    options: str = field(default="--config FARM.yaml", compare=False)
+
+
 class FarmConfig(_Section):
     """A farm. store: folder or file:// address everything it makes lives in. seed: all others derive from it.
 
@@ -317,6 +331,19 @@ class FarmConfig(_Section):
     serve: ServeConfig = ServeConfig()
     signing: SigningConfig = SigningConfig()
     tracking: TrackingConfig = TrackingConfig()
+    cost: CostConfig = CostConfig()
+
+    _given: _Given = PrivateAttr(default=_Given())
+
+    @property
+    def options(self) -> str:
+        """What a command is given to find this farm again, as a shell takes it."""
+        return self._given.options
+
+    def given_by(self, options: Sequence[str]) -> Self:
+        """The same farm, which says so from now on."""
+        self._given = _Given(shlex.join(options))
+        return self
 
     def concept(self, concept_id: str) -> Concept:
         """The concept of that id; UserError when there is none."""

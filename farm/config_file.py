@@ -47,7 +47,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
     except ValidationError as error:
         raise UserError(f"{path}: {_sentence(error)}") from error
     _check_concepts(path, config)
-    return config
+    given = [part for override in overrides for part in ("--set", override)]
+    return config.given_by(["--config", str(path), *given])
 
 
 def _fill_in(path: Path, document: dict[str, Any]) -> None:

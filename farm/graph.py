@@ -22,7 +22,7 @@ from farm.registry import Entry
 from farm.store import Store, where
 from farm.threads import in_threads
 
-NO_ARTIFACTS = ("queue/", "registry/", "runs/", "live/", "scratch/", "glance/", "probe/")
+NO_ARTIFACTS = ("queue/", "registry/", "runs/", "live/", "scratch/", "glance/", "probe/", "costs/")
 """Where the store keeps other things than artifacts."""
 _PATHS = TypeAdapter(list[str])
 _FOLDER = re.compile(r"((?:[^/]+/)+[0-9a-f]{32})/.+")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +20,7 @@ from farm.plan import make_plan
 from farm.progress import Screen
 from farm.publishing import Publisher, unpublished
 from farm.queue import Queue
+from farm.reporting import latest_report, new_run_id, put_report
 from farm.signing import open_keys
 from farm.standing import Seen, look, need, need_edits, quarantines
 from farm.stop import Stop
@@ -85,7 +83,7 @@ class Run:
         self.store = open_store(config.store, config.cluster.store_patience_seconds)
         self.plan = make_plan(config)
         self.keys = open_keys(config.signing.private_key, config.signing.public_keys)
-        self.outcome = Outcome(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}")
+        self.outcome = Outcome(new_run_id())
         self._ray = ExitStack()
         self._connected = False
 
@@ -112,12 +110,13 @@ class Run:
         if not todo:
             self.screen.say("everything is in the store already: nothing to do")
             self._conclude(seen)
-            self.outcome.report = self._latest_report() or self._report()
+            self.outcome.report = latest_report(self.store, self.plan) or self._report()
             if self._documents.news > KEEP_AGAIN:
                 self._documents.keep()
             return self.outcome
         if "adapters" in stages:
             self.keys.need_private()  # better known now than when the first adapter is to be published
+        self._foretell(seen, todo)
         with self._told(stages, todo, seen):
             try:
                 with self._ray:
@@ -324,22 +323,12 @@ class Run:
         self.outcome.unpublished |= unpublished(self.plan, seen)
 
     def _report(self) -> str:
-        from farm.report import build_report
+        outcome = self.outcome
+        return put_report(self.store, self.plan, outcome.run_id, failures=outcome.failures, seconds=outcome.seconds)
 
-        key = f"runs/{self.outcome.run_id}/report.html"
-        failures, seconds = self.outcome.failures, self.outcome.seconds
-        self.store.put(key, build_report(self.store, self.plan, failures=failures, stage_seconds=seconds))
-        self.store.put(f"runs/{self.outcome.run_id}/plan.json", json.dumps(self._addresses()).encode())
-        return key
+    def _foretell(self, seen: Seen, todo: Todo) -> None:
+        """Keep what this run is to take, as far as that is known, to be held against what it took."""
+        from farm.cost.predict import forecast
+        from farm.cost.reconcile import keep
 
-    def _latest_report(self) -> str | None:
-        """The newest report of exactly these artifacts."""
-        plans = [key for key in self.store.list("runs/") if key.endswith("/plan.json")]
-        for key in reversed(plans):
-            report = key.removesuffix("plan.json") + "report.html"
-            if json.loads(self.store.get(key)) == self._addresses() and self.store.exists(report):
-                return report
-        return None
-
-    def _addresses(self) -> list[str]:
-        return [self.plan.adapter(concept.id).path for concept in self.config.catalogue]
+        keep(self.store, self.outcome.run_id, forecast(self.store, self.plan, seen, todo))

@@ -29,6 +29,11 @@ def look(documents: Documents, plan: Plan) -> Seen:
     The registry comes first, so that whatever was published is there.
     """
     records = read_records(documents.look("registry/", wanted=lambda key: True))
+    return Seen(records, glance_at(documents, plan))
+
+
+def glance_at(documents: Documents, plan: Plan) -> Glance:
+    """The plan's manifests, but for those of its edits."""
     each = [*map(plan.adapter, ids := [concept.id for concept in plan.config.catalogue]), *map(plan.quality, ids)]
     each += [plan.comparison(concept_id) for concept_id in ids if plan.compared(concept_id)]
     shared = [plan.ranks, plan.base, plan.selection, plan.sources]
@@ -36,8 +41,7 @@ def look(documents: Documents, plan: Plan) -> Seen:
         shared.append(plan.representatives)
     prefixes = dict.fromkeys(f"{spec.folder.partition('/')[0]}/" for spec in each)
     manifests = {f"{spec.path}/{MANIFEST}" for spec in (*each, *shared)}
-    found = documents.look(*prefixes, *(f"{spec.path}/" for spec in shared), wanted=manifests.__contains__)
-    return Seen(records, found)
+    return documents.look(*prefixes, *(f"{spec.path}/" for spec in shared), wanted=manifests.__contains__)
 
 
 def quarantined(store: Reader, plan: Plan, concept_id: str) -> str | None:

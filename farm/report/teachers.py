@@ -14,30 +14,26 @@ from e2gan.pairs import Image, read_table
 from farm.artifacts import Artifact, Manifest, open_artifact
 from farm.plan import Plan
 from farm.quality.score import parts_shown
-from farm.report.pictures import Facts, pictures_of
-from farm.stages.ingest import read_images
+from farm.report.pictures import Album, Facts
 from farm.store import Store
+from farm.threads import in_threads
 
 PAPER_IMAGES = 1000
 """Images a teacher edits for one concept in the paper, where the selection comes after it."""
 SHEETS = 40  # contact sheets shown; the others are in the store
-LEFT_OUT = 24  # edits shown of those left out
+LEFT_OUT = 24  # edits shown of those left out, unless more concepts are quarantined
+QUARANTINED = 2  # edits shown of each of those at least
 PICTURE_SIDE = 128
 
 Made = tuple[Manifest | None, Manifest | None, Manifest | None]
 """A concept's comparison, edits and quality control."""
 
 
-def teaching_facts(store: Store, plan: Plan, made: Sequence[Made]) -> Facts:
-    """What the template shows; `made` is in the catalogue's order.
-
-    Raises:
-        IntegrityError: a file is missing or damaged.
-    """
+def teaching_facts(plan: Plan, made: Sequence[Made]) -> Facts:
+    """The numbers; `made` is in the catalogue's order."""
     concepts = plan.config.catalogue
     rows = [row_of(plan, concept.id, *found) for concept, found in zip(concepts, made, strict=True)]
     done = [row for row in rows if row["images"]]
-    sheets = [(c.id, Artifact(store, found[0])) for c, found in zip(concepts, made, strict=True) if found[0]]
     return {
         "rows": rows,
         "clip": plan.config.quality.clip is not None,
@@ -48,9 +44,23 @@ def teaching_facts(store: Store, plan: Plan, made: Sequence[Made]) -> Facts:
         "edits": sum(row["images"] or 0 for row in rows),
         "attempts": sum(row["attempts"] or 0 for row in rows),
         "rescued": sum(row["rescued"] or 0 for row in rows),
-        "comparisons": [comparison_of(concept_id, artifact) for concept_id, artifact in sheets[:SHEETS]],
+        **{"comparisons": [], "more": 0, "left_out": []},
+    }
+
+
+def sheets_and_left_out(album: Album, store: Store, plan: Plan, made: Sequence[Made]) -> Facts:
+    """What there is to see: some contact sheets of comparisons, and some edits that were left out.
+
+    Raises:
+        IntegrityError: a file is missing or damaged.
+    """
+    concepts = plan.config.catalogue
+    sheets = [(c.id, Artifact(store, found[0])) for c, found in zip(concepts, made, strict=True) if found[0]]
+    shown = in_threads(lambda sheet: comparison_of(album, *sheet), sheets[:SHEETS], store.at_once)
+    return {
+        "comparisons": list(shown),
         "more": max(0, len(sheets) - SHEETS),
-        "left_out": left_out(store, plan, [found[2] for found in made]),
+        "left_out": left_out(album, store, plan, made),
     }
 
 
@@ -77,7 +87,7 @@ def row_of(
     }
 
 
-def comparison_of(concept_id: str, artifact: Artifact) -> Facts:
+def comparison_of(album: Album, concept_id: str, artifact: Artifact) -> Facts:
     """A concept's candidates, best first, and their contact sheet: the photos, then a row a candidate as listed."""
     choice = json.loads(artifact.read("choice.json"))
     scores = choice["scores"]
@@ -88,39 +98,61 @@ def comparison_of(concept_id: str, artifact: Artifact) -> Facts:
         "parts": parts_shown(scores.values()),
         "failed": choice["failed"],
         "names": list(scores),
-        "picture": pictures_of(artifact.read("sheet.webp"))[0],
+        "picture": album.add(artifact.read("sheet.webp"), rows=1 + len(scores))[0],
     }
 
 
-def left_out(store: Store, plan: Plan, checked: Sequence[Manifest | None]) -> list[Facts]:
-    """Some of the edits that are not learned from, spread over the concepts: photo and edit side by side (grey
-    where the teacher gave none), and why."""
+def left_out(album: Album, store: Store, plan: Plan, made: Sequence[Made]) -> list[Facts]:
+    """Some of the edits that are not learned from, of quarantined concepts first, else spread over the concepts: photo
+    and edit side by side (grey where the teacher gave none), and why."""
+    concerned = [
+        (concept.id, edits, quality)
+        for concept, (_, edits, quality) in zip(plan.config.catalogue, made, strict=True)
+        if edits and quality and quality.summary["left_out"]
+    ]
+    if not concerned:
+        return []
+    concerned.sort(key=lambda found: found[2].summary["quarantined"] is None)
+    quarantined = sum(found[2].summary["quarantined"] is not None for found in concerned)
+    concerned = concerned[: max(LEFT_OUT, quarantined)]
+    share = max(1, LEFT_OUT // len(concerned))
+    chosen: list[tuple[str, Manifest, Manifest, dict[str, list[str]]]] = []
+    for concept_id, edits, quality in concerned:
+        count = max(share, QUARANTINED) if quality.summary["quarantined"] else share
+        bad = list(quality.summary["left_out"].items())
+        chosen.append((concept_id, edits, quality, dict(bad[:: max(1, len(bad) // count)][:count])))
+    wanted = {image_id for *_, reasons in chosen for image_id in reasons}
+    sources = open_artifact(store, plan.sources.path)
+    parts = [name for name in sources.manifest.files if name.endswith(".parquet")]
+    photos: dict[str, Image] = {}
+    for found in in_threads(lambda name: read_table(sources.read(name), wanted), parts, store.at_once):
+        photos |= found
+    shown = in_threads(lambda one: _left_out_of(album, store, photos, *one), chosen, store.at_once)
+    return [facts for found in shown for facts in found]
+
+
+def _left_out_of(
+    album: Album,
+    store: Store,
+    photos: dict[str, Image],
+    concept_id: str,
+    edits: Manifest,
+    quality: Manifest,
+    reasons: dict[str, list[str]],
+) -> list[Facts]:
+    """Those of one concept; reasons: by the image's id."""
     import pyarrow.parquet as pq
 
-    found = [
-        (concept.id, manifest, list(manifest.summary["left_out"].items()))
-        for concept, manifest in zip(plan.config.catalogue, checked, strict=True)
-        if manifest and manifest.summary["left_out"]
-    ]
-    photos = read_images(open_artifact(store, plan.sources.path)) if found else {}
-    shown: list[Facts] = []
-    for concept_id, manifest, edits in found[:LEFT_OUT]:
-        share = max(1, LEFT_OUT // len(found))
-        wanted = dict(edits[:: max(1, len(edits) // share)][:share])
-        artifact = Artifact(store, manifest)
-        columns = ["id", "attempts", "file"]
-        for row in pq.read_table(io.BytesIO(artifact.read("quality.parquet")), columns=columns).to_pylist():
-            if row["id"] in wanted:
-                home = artifact if row["attempts"] > 1 else open_artifact(store, plan.edits(concept_id).path)
-                photo = photos[row["id"]]
-                edit = read_table(home.read(row["file"])).get(row["id"], np.full_like(photo, 128))
-                facts = {"concept": concept_id, "id": row["id"], "reasons": wanted[row["id"]]}
-                shown.append(facts | {"attempts": row["attempts"], "picture": _side_by_side(photo, edit)})
+    checked, shown = Artifact(store, quality), []
+    columns = ["id", "attempts", "file"]
+    for row in pq.read_table(io.BytesIO(checked.read("quality.parquet")), columns=columns).to_pylist():
+        if row["id"] in reasons:
+            home = checked if row["attempts"] > 1 else Artifact(store, edits)
+            photo = photos[row["id"]]
+            edit = read_table(home.read(row["file"]), {row["id"]}).get(row["id"], np.full_like(photo, 128))
+            facts = {"concept": concept_id, "id": row["id"], "reasons": reasons[row["id"]]}
+            both = PIL.Image.fromarray(np.hstack([photo, edit]))
+            size = 2 * PICTURE_SIDE, 2 * PICTURE_SIDE * both.height // both.width
+            facts["quarantined"] = quality.summary["quarantined"]
+            shown.append(facts | {"attempts": row["attempts"], "picture": album.add_photo(both.resize(size))})
     return shown
-
-
-def _side_by_side(photo: Image, edit: Image) -> Facts:
-    both = PIL.Image.fromarray(np.hstack([photo, edit]))
-    buffer = io.BytesIO()
-    both.resize((2 * PICTURE_SIDE, 2 * PICTURE_SIDE * both.height // both.width)).save(buffer, format="PNG")
-    return pictures_of(buffer.getvalue())[0]

@@ -119,7 +119,8 @@ def adapt(
     files["README.md"] = model_card(plan, concept_id, subject).encode()
     seconds = history.elapsed()
     learned = {"losses": history.losses, "resumed": history.resumed, "pairs": len(pairs)}
-    summary = {"metrics": assessed.scores, "checks": assessed.checks, **learned}
+    measured = {"metrics": assessed.scores, "frechet_interval": assessed.frechet_interval, "checks": assessed.checks}
+    summary = {**measured, **learned}
     manifest = commit(store, spec, files, wall_seconds=seconds, device_seconds=seconds, summary=summary)
     store.delete(key)
     return manifest

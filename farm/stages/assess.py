@@ -11,7 +11,7 @@ from typing import TypedDict
 
 from torch import Tensor
 
-from e2gan.distances import frechet_distance
+from e2gan.distances import frechet_distance, frechet_interval
 from e2gan.features import FeatureExtractor
 from e2gan.infer import adapted_generator, base_generator, edit_images
 from e2gan.lora_peft import load
@@ -66,9 +66,11 @@ class Checks(TypedDict):
 
 @dataclass(frozen=True)
 class Assessment:
-    """ids: of the test images. pictures: the photos, the teacher's edits and the adapter's. parameters: its count."""
+    """ids: of the test images. pictures: the photos, the teacher's edits and the adapter's. parameters: its count.
+    frechet_interval: 95 %, by the distance's name; for people, and no part of `metrics.json`."""
 
     scores: AdapterScores
+    frechet_interval: dict[str, tuple[float, float]]
     checks: Checks
     parameters: int
     ids: tuple[str, ...]
@@ -103,7 +105,9 @@ def assess(store: Store, plan: Plan, concept_id: str, files: Mapping[str, bytes]
     )
     pictures = (pairs.source, pairs.target, edited)
     scores = measure(pictures, unadapted, features, seed=seed)
-    return Assessment(scores, checks, adapter.parameter_count(), pairs.ids, pictures)
+    estimate = frechet_interval(features(edited), features(pairs.target), paired=True, seed=seed)
+    interval = {features.name: (estimate.low, estimate.high)}
+    return Assessment(scores, interval, checks, adapter.parameter_count(), pairs.ids, pictures)
 
 
 def measure(pictures: Pictures, unadapted: Tensor, features: FeatureExtractor, *, seed: int) -> AdapterScores:

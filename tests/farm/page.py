@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 class Page(HTMLParser):
     """Reads a page strictly: every element closed in order; keeps text, and each start tag with its attributes."""
 
-    VOID = frozenset({"meta", "img"})
+    VOID = frozenset({"meta", "img", "input"})
 
     def __init__(self, html: bytes) -> None:
         super().__init__()

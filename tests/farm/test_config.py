@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -388,4 +390,12 @@ def test_configurations_cannot_be_changed(path: Path) -> None:
     config = load_config(path)
     with pytest.raises(ValidationError):
         config.seed = 1  # type: ignore[misc]
+    assert FarmConfig.model_validate(config.model_dump()) == config
+
+
+def test_a_configuration_says_how_it_was_given(path: Path) -> None:
+    config = load_config(path, ["seed=3", "store=a folder"])
+    given = ["--config", str(path), "--set", "seed=3", "--set", "store=a folder"]
+    for same in (config, pickle.loads(pickle.dumps(config)), config.model_copy(update={"seed": 4})):
+        assert shlex.split(same.options) == given
     assert FarmConfig.model_validate(config.model_dump()) == config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import re
@@ -18,8 +20,13 @@ from sound_adapters import put_adapter as put_any_adapter
 from farm.artifacts import Spec, commit
 from farm.config import FarmConfig
 from farm.plan import Plan, make_plan
+from farm.queue import Queue, owner_name
 from farm.registry import Registry
-from farm.report import build_report, collect, curve_of, parameter_count, pictures_of
+from farm.report import build_report, collect
+from farm.report.cards import parameter_count
+from farm.report.charts import curve_of
+from farm.reporting import how_it_stands, latest_report, put_report, rebuild
+from farm.stages.pretrain import PREVIEW_CONCEPTS
 from farm.store import LocalStore, Store
 
 SCORES = {"sepia": (0.10, 0.40), "charcoal": (0.30, 0.60), "neon": (0.39, 0.40), "winter": (0.05, 0.25)}
@@ -122,7 +129,7 @@ def test_a_whole_farm(tmp_path: Path, plan: Plan) -> None:
     html = report(store, plan, failures=failures, stage_seconds={"edits": 12.0, "report": 3.25})
     page = Page(html)
     for concept in plan.config.catalogue:
-        assert {"class": "card", "id": f"c-{concept.id}"} in page.of("article")
+        assert f"c-{concept.id}" in {card.get("id") for card in page.of("article")}
         assert concept.prompt in page.text
     for fact in ("2,345 parameters", "7 photos used", "1 skipped", "28 source images", "3 clusters", "hashing"):
         assert fact in page.text
@@ -142,12 +149,17 @@ def test_nothing_is_loaded_and_prompts_are_text(tmp_path: Path, plan: Plan) -> N
     page = Page(html)
     assert {"href": "#c-neon"} in page.of("a")  # from the table of what wants attention to its picture
     assert SCRIPT in page.text and "<b>broken</b>.jpg" in page.text
-    assert not page.of("script") and not page.of("link") and "<b>broken" not in html.decode()
+    assert page.of("script") == [{}] and not page.of("link") and "<b>broken" not in html.decode()
+    script = html.decode().partition("<script>")[2].partition("</script>")[0]
+    (policy,) = (meta["content"] for meta in page.of("meta") if "http-equiv" in meta)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    assert "fetch" not in script and "://" not in script
     for _, attributes in page.tags:
         for name, value in attributes.items():
             if name in ("src", "href"):
                 assert value is not None and value.startswith(("data:image/webp;base64,", "#"))
-            else:
+            elif name != "data-words":  # what can be looked for, prompts as they are
                 assert "://" not in (value or "")
     style = html.decode().partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style and "@import" not in style
@@ -168,7 +180,7 @@ def test_numbers_and_order(tmp_path: Path, plan: Plan) -> None:
     assert summary["states"] == {"published": 3, "quarantined": 1, "failed": 1}
     assert summary["parameters"] == [80]
     assert summary["largest"] == summary["size"] == len(weights((4, 10), (10, 4)))
-    [(_, state, why)] = [row for row in facts["trouble"] if row[0] == "neon"]
+    [(_, state, why, _)] = [row for row in facts["trouble"] if row[0] == "neon"]
     told = "L1 to the teacher 0.390 is over 0.95 of the untouched photo's 0.400 (adapters.max_l1_ratio)"
     assert (state, why) == ("quarantined", told)
     assert facts["ranks"]["searches"] == [("charcoal", [3.5, 2.25, 2.375], 1)]
@@ -197,7 +209,7 @@ def test_the_base_concept_needs_no_adapter(tmp_path: Path, plan: Plan) -> None:
     facts = collect(LocalStore(tmp_path), plan, failures={}, stage_seconds={})
     states = {card.concept.id: card.state for card in facts["cards"]}
     assert states == {"sepia": "in the base", **dict.fromkeys(("charcoal", "neon", "winter", "fog"), "not made")}
-    assert [name for name, _, _ in facts["trouble"]] == ["charcoal", "fog", "neon", "winter"]
+    assert [name for name, *_ in facts["trouble"]] == ["charcoal", "fog", "neon", "winter"]
 
 
 def test_damage_is_told_and_the_rest_shown(tmp_path: Path, plan: Plan) -> None:
@@ -208,7 +220,7 @@ def test_damage_is_told_and_the_rest_shown(tmp_path: Path, plan: Plan) -> None:
     store.put(f"{plan.ranks.path}/ranks.json", b"{}")
     page = Page(report(store, plan))
     facts = collect(store, plan, failures={}, stage_seconds={})
-    troubles = {name: (state, why) for name, state, why in facts["trouble"]}
+    troubles = {name: (state, why) for name, state, why, _ in facts["trouble"]}
     assert {"winter", "base", "ranks"} <= troubles.keys()
     assert all(troubles[name][0] == "failed" for name in ("winter", "base", "ranks"))
     assert "preview.webp is not the file that was put there" in page.text
@@ -225,17 +237,84 @@ def test_another_adapter_in_the_registry_is_not_this_one(tmp_path: Path, plan: P
     assert card.reason == "good enough, but not in the registry; version 1 in the registry is another adapter"
 
 
-def test_large_sheets_are_made_small_and_cut_by_concept() -> None:
-    pictures = pictures_of(sheet(6, columns=6, side=200), 2)
-    assert [(picture["width"], picture["height"]) for picture in pictures] == [(800, 400)] * 2
-    assert pictures[0]["uri"] != pictures[1]["uri"]
-
-
 def test_curves_and_parameter_counts() -> None:
     assert curve_of([]) is None
     curve = curve_of([{"step": step, "l1": 2.0 if step == 1 else 1.0} for step in range(1, 1001)])
-    assert curve is not None and curve["points"].startswith("0.1,1.0 ") and curve["points"].endswith("100.0,12.0")
-    assert len(curve["points"].split()) <= 120 and (curve["first"], curve["last"], curve["step"]) == (2.0, 1.0, 1000)
+    assert curve is not None and curve["points"].startswith("0,1.0 ") and curve["points"].endswith("100,12.0")
+    assert len(curve["points"].split()) <= 40 and (curve["first"], curve["last"], curve["step"]) == (2.0, 1.0, 1000)
     flat = curve_of([{"step": 3, "l1": 0.0}])
-    assert flat is not None and flat["points"] == "100.0,23.0"
+    assert flat is not None and flat["points"] == "100,23.0"
     assert parameter_count(weights((2, 3), (4,), ())) == 11
+
+
+def test_the_base_shows_as_many_concepts_as_its_sheet_has(tmp_path: Path, plan: Plan) -> None:
+    """It has three rows of the first eight only; a base of the packaged catalogue learns 23."""
+    store = LocalStore(tmp_path)
+    learned = {f"concept-{n}": scores("sepia") for n in range(11)}
+    files = {"generator.safetensors": weights((2, 3)), "preview.webp": sheet(3 * PREVIEW_CONCEPTS)}
+    put(store, plan.base, files, metrics=learned, losses=[{"step": 5, "l1": 0.5}])
+    base = collect(store, plan, failures={}, stage_seconds={})["base"]
+    assert [name for name, _, _ in base["concepts"]] == [*learned][:PREVIEW_CONCEPTS]
+    assert {(p.width, p.height) for *_, p in base["concepts"]} == {(3 * 42 - 2, 3 * 42 - 2)}
+    assert [name for name, _ in base["others"]] == [*learned][PREVIEW_CONCEPTS:]
+    assert "concept-10 (L1 0.100, untouched 0.400)" in Page(report(store, plan)).text
+
+
+def test_the_page_keeps_within_its_bytes(tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    whole = report(store, plan)
+    said = len(re.sub(rb"data:image/webp;base64,[^\"]*", b"", whole))
+    monkeypatch.setattr("farm.report.PAGE_BYTES", said + 20_000)
+    small = report(store, plan)
+    assert len(small) <= said + 20_000 < len(whole)
+    assert len(Page(small).of("img")) == len(Page(whole).of("img"))
+
+
+def test_the_funnel_accounts_for_every_concept(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    rows = collect(store, plan, failures={"fog": "adapter: out of memory"}, stage_seconds={})["funnel"]
+    found = [(row["stage"], row["of"], row["entered"], row["left"], row["rest"]) for row in rows]
+    assert found == [
+        ("sources", "photos", 8, 7, {"skipped": 1}),
+        ("selection", "training images", 20, 3, {"not chosen": 17}),
+        ("edits", "concepts", 5, 5, {}),
+        ("quality", "edits", 55, 55, {}),
+        ("quality", "concepts", 5, 5, {}),
+        ("adapter", "concepts", 5, 4, {"failed": 1}),
+        ("gate", "adapters", 4, 3, {"quarantined": 1}),
+        ("registry", "adapters", 3, 3, {}),
+    ]
+
+
+def test_every_trouble_comes_with_its_command(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    Registry(store).unpublish("winter")
+    queue = Queue(store, "adapters")
+    queue.enqueue(plan.adapter_key("fog"), {"concept": "fog"})
+    lease = queue.lease(owner_name(), 60)
+    assert lease and queue.fail(lease, "Traceback\nDivergedError: no longer finite", 1)
+    failures, _ = how_it_stands(store, plan)
+    assert failures == {"fog": "adapter: DivergedError: no longer finite"}
+    trouble = collect(store, plan, failures=failures | {"base": "lost"}, stage_seconds={})["trouble"]
+    assert {name: remedy for name, *_, remedy in trouble} == {
+        "base": "farm run --config FARM.yaml",
+        "fog": "farm queue retry fog --config FARM.yaml",
+        "neon": "farm publish --force neon --config FARM.yaml",
+        "winter": "farm publish winter --config FARM.yaml",
+    }
+
+
+def test_a_report_built_anew_knows_how_the_last_run_ended(tmp_path: Path, plan: Plan) -> None:
+    store = LocalStore(tmp_path)
+    put_farm(store, plan)
+    failures = {"fog": "edits: the teacher gave up", "sepia": "adapter: diverged, but it was made since"}
+    key = put_report(store, plan, "20260101T000000Z-aaaaaa", failures=failures, seconds={"edits": 3.0})
+    assert how_it_stands(store, plan) == ({"fog": "edits: the teacher gave up"}, {"edits": 3.0})
+    assert rebuild(store, plan) == key == latest_report(store, plan)
+    text = Page(store.get(key)).text
+    assert "the teacher gave up" in text and "but it was made since" not in text
+    store.delete("runs/20260101T000000Z-aaaaaa/plan.json")
+    assert rebuild(store, plan) != key
