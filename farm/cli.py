@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from farm import (
     cli_concepts,
     cli_export,
     cli_hub,
+    cli_init,
     cli_keys,
     cli_preflight,
     cli_queue,
@@ -23,11 +24,12 @@ from farm import (
     cli_store,
     cli_teachers,
 )
-from farm.config import FarmConfig
-from farm.config_file import load_config
 from farm.errors import UserError
 from farm.files import write_whole
-from farm.options import Config, Json, Override, naming, resumable
+from farm.options import Config, Json, Override, load_config, naming, resumable
+
+if TYPE_CHECKING:
+    from farm.config import FarmConfig
 
 app = typer.Typer(
     help="A farm of image-editing concepts: distil editors into tiny GANs, one small adapter a concept.",
@@ -40,6 +42,7 @@ app.add_typer(cli_teachers.app, name="teachers")
 app.add_typer(cli_queue.app, name="queue")
 app.add_typer(cli_serve_key.app, name="serve-key")
 app.add_typer(cli_keys.app, name="keys")
+app.command()(cli_init.init)
 app.command()(cli_preflight.preflight)
 app.command()(cli_registry.publish)
 app.command()(cli_registry.rollback)

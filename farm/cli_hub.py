@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from farm.catalogue import near
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.options import Config, Override, naming
+from farm.options import Config, Override, load_config, naming
+from farm.spelling import near
 
 
 def push_hub(

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.options import Config, Override, naming
+from farm.options import Config, Override, load_config, naming
 
 app = typer.Typer(help="Keys, and signatures of what is published.", no_args_is_help=True)
 

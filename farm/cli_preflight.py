@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.options import Config, Json, Override, naming
+from farm.options import Config, Json, Override, load_config, naming
 
 if TYPE_CHECKING:
     from farm.preflight import Check

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.catalogue import near
-from farm.config_file import load_config
 from farm.errors import StoreError, UserError
-from farm.options import Config, Json, Override, naming
+from farm.options import Config, Json, Override, load_config, naming
+from farm.spelling import near
 
 if TYPE_CHECKING:
     from farm.registry import Entry, Registry, Release

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from farm.config import ApiKey
 from farm.errors import UserError
 
 app = typer.Typer(help="Keys of the endpoint.", no_args_is_help=True)
@@ -26,6 +25,7 @@ def new(
     """Make a key: the key itself is shown once, and what goes into the configuration is its hash."""
     from pydantic import ValidationError
 
+    from farm.config import ApiKey
     from farm.serve.access import new_key
 
     key, hashed = new_key()

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.options import Config, Json, Override, naming, resumable
+from farm.options import Config, Json, Override, load_config, naming, resumable
 
 if TYPE_CHECKING:
     from farm.garbage import Garbage

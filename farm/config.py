@@ -14,6 +14,9 @@ from farm.errors import UserError
 from farm.quality import QualityConfig
 from farm.sources import SourcesConfig
 
+CONFIG_VERSION: Literal[1] = 1
+"""Of a configuration's keys: a file of a newer version is refused, docs/upgrading.md says what changed."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -286,11 +289,12 @@ class SigningConfig(_Section):
 
 
 class FarmConfig(_Section):
-    """A farm. store: folder or file:// address everything it makes lives in. seed: all others derive from it.
+    """A farm. version: of the keys' meaning; `farm.config_file` refuses another one. store: folder or file:// address everything it makes lives in. seed: all others derive from it.
 
     teachers: by name; a concept that names none has them all compared, and the best one edits (see `Concept`).
     """
 
+    version: Literal[1] = CONFIG_VERSION
     name: Slug
     store: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**31)

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm.catalogue import Slug, base_concepts, check_concepts, find_concept, load_catalogue, near
-from farm.config import FarmConfig
+from farm.config import CONFIG_VERSION, FarmConfig
 from farm.editors import KINDS
 from farm.errors import UserError
 
@@ -41,6 +41,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
         raise UserError(f"{path}: a farm's configuration is a mapping of keys, see configs/demo.yaml.")
     for override in overrides:
         _override(document, override)
+    _check_version(path, document.get("version", CONFIG_VERSION))
     try:
         _fill_in(path, document)
         config = FarmConfig.model_validate(document)
@@ -48,6 +49,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
         raise UserError(f"{path}: {_sentence(error)}") from error
     _check_concepts(path, config)
     return config
+
+
+def _check_version(path: Path, version: object) -> None:
+    """Before anything else: what a newer version's keys mean is not known here."""
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise UserError(f"{path}: version: should be a whole number, {CONFIG_VERSION} today, not {version!r}.")
+    if version > CONFIG_VERSION:
+        raise UserError(
+            f"{path}: version: the file is of version {version} and this farm reads {CONFIG_VERSION}; install a newer "
+            "e2gan-farm (docs/upgrading.md)."
+        )
 
 
 def _fill_in(path: Path, document: dict[str, Any]) -> None:

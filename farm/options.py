@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.config import FarmConfig
 from farm.errors import UserError
 from farm.stop import Stop, StoppedError
+
+if TYPE_CHECKING:
+    from farm.config import FarmConfig
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The farm's YAML file.", show_default=False)]
 Override = Annotated[
@@ -20,6 +22,13 @@ Override = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
+    """See `farm.config_file.load_config`, which takes longer to import than `farm --help` may take."""
+    from farm.config_file import load_config as load
+
+    return load(path, overrides)
 
 
 @contextmanager
@@ -43,5 +52,7 @@ def naming(config: Path) -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        from farm.config import FarmConfig
+
         key = str(error).partition(":")[0].partition(".")[0]
         raise UserError(f"{config}: {error}" if key in FarmConfig.model_fields else str(error)) from error
