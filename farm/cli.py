@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from farm import (
+    cli_add,
     cli_concepts,
+    cli_doctor,
+    cli_edit,
     cli_export,
     cli_hub,
     cli_init,
@@ -21,11 +25,11 @@ from farm import (
     cli_queue,
     cli_registry,
     cli_serve_key,
+    cli_show,
     cli_store,
     cli_teachers,
 )
 from farm.errors import UserError
-from farm.files import write_whole
 from farm.options import Config, Json, Override, load_config, naming, resumable
 
 if TYPE_CHECKING:
@@ -43,6 +47,7 @@ app.add_typer(cli_queue.app, name="queue")
 app.add_typer(cli_serve_key.app, name="serve-key")
 app.add_typer(cli_keys.app, name="keys")
 app.command()(cli_init.init)
+app.command()(cli_doctor.doctor)
 app.command()(cli_preflight.preflight)
 app.command()(cli_registry.publish)
 app.command()(cli_registry.rollback)
@@ -54,6 +59,10 @@ app.command()(cli_store.verify)
 app.command()(cli_store.sync)
 app.command()(cli_hub.push_hub)
 app.command()(cli_export.export)
+app.command()(cli_add.add)
+app.command()(cli_show.show)
+app.command()(cli_edit.edit)
+app.command()(cli_edit.compare)
 
 
 @app.command()
@@ -64,17 +73,21 @@ def run(
         list[str] | None,
         typer.Option("--stage", help="Only this stage: concepts, base, ranks, adapters; repeatable."),
     ] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option("--concept", help="Only this concept and what it needs; repeatable.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
     as_json: Json = False,
 ) -> None:
     """Photos in, published adapters and a report out; goes on where an earlier run stopped."""
-    run_stages(config, override or [], stage, dry_run=dry_run, as_json=as_json)
+    run_stages(config, override or [], stage, concept or (), dry_run=dry_run, as_json=as_json)
 
 
 def run_stages(
     config: Path,
     overrides: list[str],
     stages: list[str] | None = None,
+    concepts: Sequence[str] = (),
     *,
     dry_run: bool = False,
     as_json: bool = False,
@@ -87,9 +100,18 @@ def run_stages(
     unknown = sorted(set(stages or []) - set(farm_run.STAGES))
     if unknown:
         raise UserError(f"--stage {unknown[0]}: the stages are {', '.join(farm_run.STAGES)}.")
+    for concept_id in concepts:
+        loaded.concept(concept_id)
     screen = Screen()
     with naming(config), resumable(loaded.cluster.grace_seconds) as stop:
-        outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run, stop=stop)
+        outcome = farm_run.run(
+            loaded,
+            screen=screen,
+            stages=stages or farm_run.STAGES,
+            dry_run=dry_run,
+            stop=stop,
+            only=concepts,
+        )
     if as_json:
         print(json.dumps(vars(outcome), indent=1))
     _print_outcome(loaded, outcome, screen)
@@ -134,51 +156,6 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
     console = Console()
     console.print(table)
     console.print(", ".join(f"{name} {state}" for name, state in found["stages"].items()))
-
-
-@app.command()
-def edit(
-    config: Config,
-    source: Annotated[Path, typer.Argument(help="The photo.", show_default=False)],
-    target: Annotated[
-        Path, typer.Argument(help="Where the edited photo goes: .png, .jpg or .webp.", show_default=False)
-    ],
-    concept: Annotated[str, typer.Option("--concept", help="The concept's id.", show_default=False)],
-    side: Annotated[
-        int | None, typer.Option("--side", min=16, help="Longest side in pixels; default serve.max_side.")
-    ] = None,
-    override: Override = None,
-) -> None:
-    """Edit one photo with a published concept, without a server."""
-    import numpy as np
-    import PIL.Image
-
-    from e2gan.sides import working_size
-    from farm.images import decode, encode
-    from farm.registry import Registry
-    from farm.serve.bank import Bank
-    from farm.serve.engines import Merging
-    from farm.serve.published import Published
-    from farm.signing import open_keys
-    from farm.store import open_store
-
-    loaded = load_config(config, override or [])
-    formats = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-    if target.suffix.lower() not in formats:
-        raise UserError(f"{target}: the edited photo's name must end in {', '.join(formats)}.")
-    try:
-        photo = decode(source.read_bytes(), what=str(source))
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}); give the path of a photo.") from error
-    with naming(config):
-        store, keys = open_store(loaded.store), open_keys(None, loaded.signing.public_keys)
-    loaded.concept(concept)
-    Registry(store, keys).record(concept)  # what is wrong with it is told here; a server passes it over
-    adapter = Bank(Published(store, keys), Merging, byte_budget=loaded.serve.cache_mb * 1_000_000).get(concept)
-    size = working_size(*photo.size, longest_side=side or loaded.serve.max_side)
-    edited = adapter.edit(np.asarray(photo.resize(size, PIL.Image.Resampling.LANCZOS)))
-    write_whole(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]
-    print(f"{target}  {edited.shape[1]}x{edited.shape[0]}  {concept} v{adapter.version} {adapter.digest}")
 
 
 @app.command()

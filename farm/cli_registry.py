@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from farm.errors import StoreError, UserError
-from farm.options import Config, Json, Override, load_config, naming
+from farm.options import Concept, Config, Json, Override, load_config, naming
 from farm.spelling import near
 
 if TYPE_CHECKING:
     from farm.registry import Entry, Registry, Release
-
-Concept = Annotated[str, typer.Argument(help="The concept's id.", show_default=False)]
 
 
 def publish(

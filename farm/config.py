@@ -289,7 +289,8 @@ class SigningConfig(_Section):
 
 
 class FarmConfig(_Section):
-    """A farm. version: of the keys' meaning; `farm.config_file` refuses another one. store: folder or file:// address everything it makes lives in. seed: all others derive from it.
+    """A farm. version: of the keys' meaning. store: folder or file:// address everything it makes lives in.
+    seed: all others derive from it.
 
     teachers: by name; a concept that names none has them all compared, and the best one edits (see `Concept`).
     """

@@ -47,7 +47,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
         config = FarmConfig.model_validate(document)
     except ValidationError as error:
         raise UserError(f"{path}: {_sentence(error)}") from error
-    _check_concepts(path, config)
+    check_catalogue(path, config)
     return config
 
 
@@ -83,7 +83,8 @@ def _fill_in(path: Path, document: dict[str, Any]) -> None:
             base["concepts"] = marked
 
 
-def _check_concepts(path: Path, config: FarmConfig) -> None:
+def check_catalogue(path: Path, config: FarmConfig) -> None:
+    """UserError where concepts, teachers, base and ranks do not fit together."""
     ids = [concept.id for concept in config.catalogue]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:

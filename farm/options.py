@@ -16,7 +16,16 @@ from farm.stop import Stop, StoppedError
 if TYPE_CHECKING:
     from farm.config import FarmConfig
 
+
+def concept_ids(context: typer.Context, incomplete: str) -> list[str]:
+    """What a shell offers for a concept: the ids of the farm's catalogue, as far as its file can be read quickly."""
+    from farm.completion import ids
+
+    return [name for name in ids(context.params.get("config")) if name.startswith(incomplete)]
+
+
 Config = Annotated[Path, typer.Option("--config", "-c", help="The farm's YAML file.", show_default=False)]
+Concept = Annotated[str, typer.Argument(help="The concept's id.", show_default=False, autocompletion=concept_ids)]
 Override = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a configuration key; repeatable."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -58,8 +58,11 @@ def run(
     stages: Sequence[str] = STAGES,
     dry_run: bool = False,
     stop: Stop | None = None,
+    only: Collection[str] = (),
 ) -> Outcome:
     """Run the stages asked for, in order.
+
+    only: concepts; nothing is then made but what they need. All of the catalogue when empty.
 
     Every stage looks at the store first, so the same command after an interruption, however rough, goes on where it
     stopped. A failed concept is reported in the outcome and does not stop the others. Several runs of one farm may
@@ -69,14 +72,17 @@ def run(
         UserError: a mistake that leaves nothing to go on with, or a stage whose inputs are not there yet.
         StoppedError: `stop` was asked for.
     """
-    return Run(config, screen, stop).execute(stages, dry_run=dry_run)
+    return Run(config, screen, stop, only).execute(stages, dry_run=dry_run)
 
 
 class Run:
     """One execution of a farm: its plan, its store and the events it leaves under `runs/<id>/events.jsonl`."""
 
-    def __init__(self, config: FarmConfig, screen: Screen, stop: Stop | None = None) -> None:
+    def __init__(
+        self, config: FarmConfig, screen: Screen, stop: Stop | None = None, only: Collection[str] = ()
+    ) -> None:
         self.config = config
+        self.wanted = [concept.id for concept in config.catalogue if not only or concept.id in only]
         self.screen = screen
         self.stop = stop or Stop()
         self.store = open_store(config.store, config.cluster.store_patience_seconds)
@@ -93,7 +99,7 @@ class Run:
 
     def execute(self, stages: Sequence[str], *, dry_run: bool) -> Outcome:
         seen = look(self._documents, self.plan)
-        todo = make_todo(self.store, self.plan, seen)
+        todo = self._narrowed(make_todo(self.store, self.plan, seen))
         if dry_run:
             for line in todo.lines(stages) or ["nothing to do: it is all in the store"]:
                 self.screen.say(line)
@@ -160,9 +166,14 @@ class Run:
     def _todo(self) -> Todo:
         return make_todo(self.store, self.plan, look(self._documents, self.plan))
 
+    def _narrowed(self, todo: Todo) -> Todo:
+        base = self.config.base
+        shared = base.concepts if base.representatives is None else self.config.eligible
+        return todo.of(self.wanted, [*shared, *self.config.ranks.concepts])
+
     def _concepts(self) -> None:
         self._select()
-        todo = self._todo()
+        todo = self._narrowed(self._todo())
         if wanted := {*todo.comparisons, *todo.edits}:
             self._edit("quality", [concept.id for concept in self.config.catalogue if concept.id in wanted])
 
@@ -230,10 +241,11 @@ class Run:
 
         self._need("the base", self.plan.base.path, "jobs/pretrain_base.py")
         self._need("the rank search", self.plan.ranks.path, "jobs/search_ranks.py")
-        todo = self._todo()
+        whole = self._todo()
+        todo = self._narrowed(whole)
         ready = [c for c in todo.adapters if c not in todo.edits]
         queue = Queue(self.store, "adapters")
-        committed = {self.plan.adapter_key(c.id) for c in self.config.catalogue if c.id not in todo.adapters}
+        committed = {self.plan.adapter_key(c.id) for c in self.config.catalogue if c.id not in whole.adapters}
         for item in [*queue.pending(), *queue.failed()]:
             if item.key in committed:  # its driver died between the adapter's commit and the queue's
                 queue.drop(item.key)
@@ -304,22 +316,22 @@ class Run:
 
     def _quarantined(self, seen: Seen) -> None:
         """Note the concepts whose edits are not worth learning from."""
-        for concept in self.config.catalogue:
-            if reason := quarantined(seen.store, self.plan, concept.id):
-                self.outcome.failures[concept.id] = f"quarantined: {reason}"
+        for concept_id in self.wanted:
+            if reason := quarantined(seen.store, self.plan, concept_id):
+                self.outcome.failures[concept_id] = f"quarantined: {reason}"
 
     def _unpublished(self, seen: Seen) -> None:
         """Note the adapters that exist but were not good enough to publish, or were taken out of service by hand."""
-        for concept in self.config.catalogue:
-            manifest = find(seen.store, self.plan.adapter(concept.id).path)
-            record = seen.records.get(concept.id)
+        for concept_id in self.wanted:
+            manifest = find(seen.store, self.plan.adapter(concept_id).path)
+            record = seen.records.get(concept_id)
             if manifest is None or (record and record.published and record.digest == manifest.digest):
                 continue
             if reason := unfit(self.plan, manifest):
-                self.outcome.unpublished[concept.id] = reason
+                self.outcome.unpublished[concept_id] = reason
             elif not due(record, manifest.digest):
-                self.outcome.unpublished[concept.id] = (
-                    f"taken out of service by hand; `farm publish {concept.id}` puts it back"
+                self.outcome.unpublished[concept_id] = (
+                    f"taken out of service by hand; `farm publish {concept_id}` puts it back"
                 )
 
     def _report(self) -> str:
