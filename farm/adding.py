@@ -18,6 +18,7 @@ from farm.editors.procedural import ProceduralSettings
 from farm.errors import UserError
 from farm.plan import make_plan
 from farm.store import Store
+from farm.yaml_line import flow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ def addition(path: Path, config: FarmConfig, entry: Entry, concept: Concept) -> 
     if isinstance(named, str) and named not in PACKAGED:
         return Addition(concept=concept, file=file, text=appended(file, text_of(file), [*load_catalogue(named), entry]))
     raise UserError(
-        f"{path}: catalogue: {yaml.safe_dump(named, default_flow_style=True).split(chr(10))[0]} comes with the package "
+        f"{path}: catalogue: {flow(named)} comes with the package "
         "and cannot be added to; write your concepts into a file and name it here."
     )
 

@@ -11,6 +11,7 @@ import yaml
 
 from farm.catalogue import Concept, check_concepts, parse_list, slug
 from farm.errors import UserError
+from farm.yaml_line import flow
 
 Entry = dict[str, Any]
 """A concept as a catalogue has it."""
@@ -76,7 +77,7 @@ def appended(path: Path, text: str, entries: Sequence[Entry]) -> str:
     Raises:
         UserError: the list is written so that nothing can be.
     """
-    line = _line(entries[-1])
+    line = flow(entries[-1])
     first = yaml.compose(text)
     indent = " " * first.start_mark.column if first else ""
     gap = "\n" if text and not text.endswith("\n") else ""
@@ -94,7 +95,7 @@ def inserted(path: Path, text: str, entry: Entry) -> str:
         UserError: the list is written so that nothing can be put there.
     """
     document = yaml.safe_load(text)
-    line = _line(entry)
+    line = flow(entry)
     refusal = UserError(f"{path}: catalogue: nothing can be put into this list; write it as lines such as `- {line}`.")
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)
@@ -120,10 +121,3 @@ def _last_line(node: yaml.Node) -> int:
         return _last_line(last[1] if isinstance(last, tuple) else last)
     end: int = node.end_mark.line
     return end - (node.end_mark.column == 0 and end > node.start_mark.line)
-
-
-def _line(entry: Entry) -> str:
-    dumped: str = yaml.safe_dump(
-        entry, default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True
-    )
-    return dumped.strip()

@@ -1,6 +1,4 @@
-"""The command line: `farm run`, `status`, `preflight`, `concepts`, `teachers`, `queue`, `publish`, `rollback`,
-`unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `export`, `edit`, `serve` and
-`serve-key`."""
+"""The command line: `farm run`, `status` and `serve`, and the commands of the other `cli_` files in their places."""
 
 from __future__ import annotations
 
@@ -35,37 +33,20 @@ from farm.options import Config, Json, Override, load_config, naming, resumable
 if TYPE_CHECKING:
     from farm.config import FarmConfig
 
+START, BUILD, LOOK, PUBLISH, SERVE, STORE = "Start", "Build", "Look", "Publish", "Serve", "Store"
+"""Headings in `farm --help`."""
+
 app = typer.Typer(
     help="A farm of image-editing concepts: distil editors into tiny GANs, one small adapter a concept.",
+    epilog="Exit status: 0 done; 1 something failed, and the output says what; 2 a mistake in the command or the "
+    "configuration, told in one sentence; 130 interrupted; 143 stopped by SIGTERM. After the last two the same command "
+    "goes on. --json prints one document for programs. docs/cli.md has every command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-app.add_typer(cli_concepts.app, name="concepts")
-app.add_typer(cli_teachers.app, name="teachers")
-app.add_typer(cli_queue.app, name="queue")
-app.add_typer(cli_serve_key.app, name="serve-key")
-app.add_typer(cli_keys.app, name="keys")
-app.command()(cli_init.init)
-app.command()(cli_doctor.doctor)
-app.command()(cli_preflight.preflight)
-app.command()(cli_registry.publish)
-app.command()(cli_registry.rollback)
-app.command()(cli_registry.unpublish)
-app.command()(cli_registry.history)
-app.command()(cli_store.lineage)
-app.command()(cli_store.gc)
-app.command()(cli_store.verify)
-app.command()(cli_store.sync)
-app.command()(cli_hub.push_hub)
-app.command()(cli_export.export)
-app.command()(cli_add.add)
-app.command()(cli_show.show)
-app.command()(cli_edit.edit)
-app.command()(cli_edit.compare)
 
 
-@app.command()
 def run(
     config: Config,
     override: Override = None,
@@ -119,7 +100,6 @@ def run_stages(
         raise typer.Exit(1)
 
 
-@app.command()
 def status(config: Config, override: Override = None, as_json: Json = False) -> None:
     """Every concept by stage."""
     from farm.plan import make_plan
@@ -158,7 +138,6 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
     console.print(", ".join(f"{name} {state}" for name, state in found["stages"].items()))
 
 
-@app.command()
 def serve(
     config: Config,
     override: Override = None,
@@ -171,6 +150,33 @@ def serve(
 
     loaded = load_config(config, override or [])
     serve_app.run(arguments(loaded), host or loaded.serve.host, port or loaded.serve.port)
+
+
+app.command(rich_help_panel=START)(cli_init.init)
+app.command(rich_help_panel=START)(cli_doctor.doctor)
+app.command(rich_help_panel=START)(cli_preflight.preflight)
+app.command(rich_help_panel=BUILD)(run)
+app.command(rich_help_panel=BUILD)(cli_add.add)
+app.add_typer(cli_concepts.app, name="concepts", rich_help_panel=BUILD)
+app.add_typer(cli_teachers.app, name="teachers", rich_help_panel=BUILD)
+app.add_typer(cli_queue.app, name="queue", rich_help_panel=BUILD)
+app.command(rich_help_panel=LOOK)(status)
+app.command(rich_help_panel=LOOK)(cli_show.show)
+app.command(rich_help_panel=LOOK)(cli_edit.compare)
+app.command(rich_help_panel=LOOK)(cli_store.lineage)
+app.command(rich_help_panel=PUBLISH)(cli_registry.publish)
+app.command(rich_help_panel=PUBLISH)(cli_registry.rollback)
+app.command(rich_help_panel=PUBLISH)(cli_registry.unpublish)
+app.command(rich_help_panel=PUBLISH)(cli_registry.history)
+app.command(rich_help_panel=PUBLISH)(cli_export.export)
+app.command(rich_help_panel=PUBLISH)(cli_hub.push_hub)
+app.add_typer(cli_keys.app, name="keys", rich_help_panel=PUBLISH)
+app.command(rich_help_panel=SERVE)(serve)
+app.command(rich_help_panel=SERVE)(cli_edit.edit)
+app.add_typer(cli_serve_key.app, name="serve-key", rich_help_panel=SERVE)
+app.command(rich_help_panel=STORE)(cli_store.verify)
+app.command(rich_help_panel=STORE)(cli_store.sync)
+app.command(rich_help_panel=STORE)(cli_store.gc)
 
 
 def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:

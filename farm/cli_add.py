@@ -39,8 +39,11 @@ def add(
     override: Override = None,
     as_json: Json = False,
 ) -> None:
-    """A new concept from a prompt to a served adapter: into the catalogue, edits, training, publication. The same
-    command goes on after an interruption. Exits with 1 when it was not published."""
+    """A new concept, from a prompt to a served adapter.
+
+    It is put at the end of the catalogue's file, or of the configuration's own list, then edited, trained and
+    published. The same command goes on after an interruption. Exits with 1 when it was not published.
+    """
     from farm import run as farm_run
     from farm.adding import addition, check_addition, taught
     from farm.catalogue_file import new_entry

@@ -30,8 +30,11 @@ def doctor(
     quick: Annotated[bool, typer.Option("--quick", help="Start no Ray and load no PyTorch.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at Python, packages, GPU, Ray and disk, and with --config at all that `farm preflight` does. Exits with 1
-    on an error."""
+    """What this machine lacks, each line ok or the fix; with --config also what its farm lacks.
+
+    Looks at Python, packages, GPU, Ray and disk, and with --config at all that `farm preflight` does. Exits with 1 on
+    an error.
+    """
     show(examined(config, override or [], working_dir, quick=quick), as_json=as_json)
 
 

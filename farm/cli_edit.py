@@ -76,8 +76,7 @@ def compare(
     override: Override = None,
     as_json: Json = False,
 ) -> None:
-    """Two published versions (`night@1 night@3`) or two concepts beside each other in one picture, with their
-    metrics."""
+    """Two published versions, `night@1 night@3`, or two concepts, beside each other in one picture."""
     from farm.comparing import compare as beside
     from farm.editing import PhotoEditor
     from farm.plan import make_plan

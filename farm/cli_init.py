@@ -50,12 +50,16 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a commented configuration that runs as it is; asks for photos, teacher, concepts and store."""
+    """Write a farm's configuration, commented and ready to run, from four answers.
+
+    It asks for photographs, teacher, concepts and store, or takes them from its options.
+    """
     from farm import start
+    from farm.catalogue import slug
 
     if file.exists() and not force:
         raise UserError(f"{file}: is there already; --force writes over it, or give another name.")
-    name = start.slug(file.stem) or "farm"
+    name = slug(file.stem) or "farm"
     ask = _Questions(asks=not yes)
     chosen = ask(
         "Teacher: filters, an ONNX file or a folder of them, or one of\n  " + ", ".join(start.DIFFUSION),
@@ -114,5 +118,9 @@ class _Questions:
 
 def _items(answer: str) -> list[str]:
     """`a, b` and `a=one, two; b` are two each: a prompt may have commas."""
-    parts = [part for part in re.split(r"[;\n]", answer) if part.strip()]
-    return [item for part in parts for item in ([part] if "=" in part else part.split(",")) if item.strip()]
+    items = []
+    for part in re.split(r"[;\n]", answer):
+        names, equals, prompt = part.partition("=")
+        *alone, last = names.split(",")
+        items += [name for name in (*alone, f"{last}{equals}{prompt}") if name.strip()]
+    return items

@@ -22,7 +22,7 @@ def show(
     override: Override = None,
     as_json: Json = False,
 ) -> None:
-    """One concept: how far it is, how good, what is served of it, where it comes from, and its pictures."""
+    """One concept: stages, metrics, version, lineage, pictures."""
     from farm import showing
     from farm.plan import make_plan
     from farm.store import open_store

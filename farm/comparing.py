@@ -89,7 +89,7 @@ def compare(
     """
     sides = find_side(editor, one), find_side(editor, other)
     photos = [open_photo(photo)] if photo is not None else _test_photos(editor, plan)
-    columns: list[tuple[str, list[PIL.Image.Image]]] = [("photo", [])] + [(one.label, []) for one in sides]
+    columns: list[tuple[str, list[PIL.Image.Image]]] = [(label, []) for label in ("photo", *(s.label for s in sides))]
     for picture in photos:
         edits = [editor.edit(picture, one.concept, version=one.release.version, side=side).image for one in sides]
         shown = [picture.resize(edits[0].size, PIL.Image.Resampling.LANCZOS), *edits]

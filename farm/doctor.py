@@ -81,8 +81,8 @@ def check_gpu(config: FarmConfig | None = None) -> Check:
     import torch
 
     if torch.cuda.is_available():
-        names = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
-        return Check("GPU", "ok", ", ".join(f"{gpu.name}, {decimal(gpu.total_memory)}" for gpu in names))
+        gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        return Check("GPU", "ok", ", ".join(f"{gpu.name}, {decimal(gpu.total_memory)}" for gpu in gpus))
     if driver := _driver_sees():
         return Check(
             "GPU",

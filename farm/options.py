@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +39,25 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
     from farm.config_file import load_config as load
 
     return load(path, overrides)
+
+
+class Told:
+    """What became of several things: a line each for people, as soon as it is known, or all at the end as JSON."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._rows: list[dict[str, Any]] = []
+
+    def __call__(self, line: str, **facts: Any) -> None:
+        if self._as_json:
+            self._rows.append({**facts, "said": line})
+        else:
+            print(line)
+
+    def end(self, key: str) -> None:
+        """Print the JSON: a list under this key, each with what is known of it and the line that people read."""
+        if self._as_json:
+            print(json.dumps({key: self._rows}, indent=1))
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def concept_facts(store: Store, plan: Plan, concept_id: str) -> Facts:
     if adapter is None and record is not None:
         adapter = find(store, record.adapter)
     quality, edits = find(store, plan.quality(concept_id).path), find(store, plan.edits(concept_id).path)
-    candidates, seen = plan.teachers[concept_id], picture_keys(store, plan, concept_id, adapter)
+    candidates = plan.teachers[concept_id]
     chosen = edits.summary["teacher"] if edits else next(iter(candidates)) if len(candidates) == 1 else None
     return {
         "id": concept_id,

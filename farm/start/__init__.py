@@ -9,19 +9,19 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
-import yaml
 
 from farm.catalogue import PACKAGED, load_catalogue, near, slug
 from farm.editors import KINDS
 from farm.editors.procedural import style_names
 from farm.errors import UserError
 from farm.sources import SourcesConfig, list_photos
+from farm.yaml_line import flow
 
 FILTERS = "filters"
 """The answer that means image filters, which need no weights."""
@@ -181,7 +181,10 @@ def find_concepts(items: Sequence[str], teacher: Teacher) -> list[dict[str, Any]
     Raises:
         UserError: fewer than two, one twice, or one that nothing is known of.
     """
-    entries = [_entry(*item.partition("=")[::2], teacher) for item in items]
+    packaged: dict[str, dict[str, Any]] = {}
+    if teacher.kind in DIFFUSION:
+        packaged = {entry["id"]: entry for path in PACKAGED for entry in load_catalogue(path)}
+    entries = [_entry(*item.partition("=")[::2], teacher, packaged) for item in items]
     ids = [entry["id"] for entry in entries]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise UserError(f"--concept: {twice[0]} is there twice; ids are unique.")
@@ -190,7 +193,7 @@ def find_concepts(items: Sequence[str], teacher: Teacher) -> list[dict[str, Any]
     return entries
 
 
-def _entry(name: str, prompt: str, teacher: Teacher) -> dict[str, Any]:
+def _entry(name: str, prompt: str, teacher: Teacher, packaged: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     name, prompt = name.strip(), " ".join(prompt.split())
     if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name):
         raise UserError(f"--concept: {name!r} is no id, which is lower-case words joined by hyphens: {slug(name)!r}?")
@@ -198,7 +201,6 @@ def _entry(name: str, prompt: str, teacher: Teacher) -> dict[str, Any]:
         words = name.replace("-", " ")
         return {"id": name, "prompt": prompt or f"a painting in the style of {words}", "teachers": [name]}
     if teacher.kind in DIFFUSION:
-        packaged = {entry["id"]: entry for path in PACKAGED for entry in load_catalogue(path)}
         if prompt:
             return {"id": name, "prompt": prompt}
         if name not in packaged:
@@ -255,9 +257,3 @@ def _teachers(teacher: Teacher, ids: Sequence[str]) -> dict[str, dict[str, Any]]
     if teacher.kind in DIFFUSION:
         return {teacher.kind: {"kind": teacher.kind, **({"model": teacher.model} if teacher.model else {})}}
     return {name: {"kind": "onnx", "path": path} for name, path in teacher.networks.items() if name in ids}
-
-
-def flow(value: object) -> str:
-    """A value as YAML on one line."""
-    text = yaml.safe_dump([value], default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True)
-    return text.strip()[1:-1]
