@@ -19,6 +19,7 @@ from farm import (
     cli_hub,
     cli_init,
     cli_keys,
+    cli_migrate,
     cli_preflight,
     cli_queue,
     cli_registry,
@@ -177,6 +178,7 @@ app.add_typer(cli_serve_key.app, name="serve-key", rich_help_panel=SERVE)
 app.command(rich_help_panel=STORE)(cli_store.verify)
 app.command(rich_help_panel=STORE)(cli_store.sync)
 app.command(rich_help_panel=STORE)(cli_store.gc)
+app.command(rich_help_panel=STORE)(cli_migrate.migrate)
 
 
 def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:

@@ -42,12 +42,15 @@ class Side:
         return self.release.metrics
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """The picture: a labelled column of photos, and one of each side's edits."""
 
     picture: PIL.Image.Image
     sides: tuple[Side, Side]
+
+    def __repr__(self) -> str:
+        return " and ".join(side.label for side in self.sides)
 
     def _repr_png_(self) -> bytes:
         """For notebooks."""

@@ -16,6 +16,7 @@ from farm.artifacts import find
 from farm.config import FarmConfig
 from farm.errors import UserError
 from farm.glance import Documents, kept_at
+from farm.layout import mark_layout
 from farm.plan import make_plan
 from farm.progress import Screen
 from farm.publishing import due, unfit
@@ -114,6 +115,7 @@ class Run:
             return self.outcome
         if "adapters" in stages:
             self.keys.need_private()  # better known now than when the first adapter is to be published
+        mark_layout(self.store)
         self._event("run", "started", farm=self.config.name, stages=list(stages))
         try:
             with self._ray:
