@@ -92,7 +92,7 @@ def check_gpu(config: FarmConfig | None = None) -> Check:
         )
     if config is not None and (names := diffusion_teachers(config)):
         return Check(
-            "GPU", "warning", f"none, and {', '.join(names)} take minutes a photo without: use a node with one."
+            "GPU", "warning", f"none, and a photo takes {', '.join(names)} minutes without: use a node with one."
         )
     return Check("GPU", "ok", "none, and none is needed: filters, networks, training and serving run on the CPU")
 

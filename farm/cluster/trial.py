@@ -11,7 +11,7 @@ from farm.cluster.connect import connected
 from farm.config import ClusterConfig
 from farm.preflight import Check
 
-START_SECONDS = 120
+START_SECONDS = 180
 """How long that may take."""
 
 
