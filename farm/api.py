@@ -196,7 +196,7 @@ class Shown(Mapping[str, Any]):
         return _table([], [list(line) for line in self._lines()]) + shown
 
     def _lines(self) -> list[tuple[str, str]]:
-        from farm.cli_show import lines
+        from farm.showing import lines
 
         return list(lines(self.document))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -104,6 +104,8 @@ def _print_metrics(sides: tuple[Compared, Compared]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from farm.showing import flattened
+
     table = Table("", *(side.label for side in sides))
     table.add_row("adapter", *(side.release.digest[:12] for side in sides))
     table.add_row("base", *(side.release.base[:12] for side in sides))
@@ -112,22 +114,6 @@ def _print_metrics(sides: tuple[Compared, Compared]) -> None:
     for name in dict.fromkeys(name for metrics in flat for name in metrics):
         table.add_row(name, *(metrics.get(name, "-") for metrics in flat))
     Console().print(table)
-
-
-def flattened(metrics: dict[str, Any]) -> dict[str, str]:
-    """The numbers of an adapter's metrics by name, with their intervals where they have any."""
-    intervals = metrics.get("interval", {})
-    found = {}
-    for name, value in metrics.items():
-        inner = value if isinstance(value, dict) and name != "interval" else {name: value}
-        for key, number in inner.items():
-            if isinstance(number, int | float):
-                low, high = intervals.get(key, (None, None))
-                spread = "" if low is None else f" ({low:.3f} to {high:.3f})"
-                label = key if inner is not value or name in ("frechet", "kid") else f"{key} ({name.split('_')[-1]})"
-                shown = f"{number:.3f}" if abs(number) >= 0.01 or not number else f"{number:.2g}"
-                found[label] = f"{shown}{spread}" if isinstance(number, float) else str(number)
-    return found
 
 
 def _check_name(target: Path) -> None:

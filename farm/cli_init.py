@@ -57,6 +57,8 @@ def init(
     from farm import start
     from farm.catalogue import slug
 
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder; give the name of the file to write, such as {file / 'farm.yaml'}.")
     if file.exists() and not force:
         raise UserError(f"{file}: is there already; --force writes over it, or give another name.")
     name = slug(file.stem) or "farm"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from rich.filesize import decimal
+
 from farm.artifacts import MANIFEST, Artifact, Manifest, find
 from farm.errors import IntegrityError
+from farm.lineage import short
 from farm.plan import Plan
 from farm.queue import Queue
 from farm.registry import read_record
@@ -102,6 +105,57 @@ def pictures(store: Store, plan: Plan, facts: Mapping[str, Any]) -> dict[str, by
     return found
 
 
+def lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """A document of `concept_facts` for people: a key and a text a line."""
+    yield "concept", f"{facts['id']}, {facts['category']}, {facts['domain']}, {facts['role']}"
+    yield "prompt", facts["prompt"]
+    teacher = facts["teacher"]
+    made = {k: v for k, v in teacher.items() if k not in ("name", "candidates")}
+    yield "teacher", f"{teacher['name'] or 'not chosen yet'}{_settings(made)}"
+    yield "stages", ", ".join(f"{name} {state}" for name, state in facts["stages"].items())
+    if facts["error"]:
+        yield "error", facts["error"]
+    if edits := facts["edits"]:
+        reasons = "".join(f", {count} {reason}" for reason, count in edits["reasons"].items())
+        yield "edits", f"{edits['good']} of {edits['images']} are good{reasons}"
+    if any(facts["attempts"].values()):
+        yield "attempts", f"{facts['attempts']['edits']} further edits, {facts['attempts']['adapter']} trainings begun"
+    if published := facts["published"]:
+        served = "served" if published["served"] else "not served"
+        older = "" if published["current"] or not published["served"] else ", not what the configuration makes now"
+        forced = f", forced: {published['forced']}" if published["forced"] else ""
+        who = f"{published['action']} {published['published_at']} by {published['published_by']}"
+        yield "version", f"{published['version']}, {served}{older}; {who}{forced}"
+    if adapter := facts["adapter"]:
+        size = f"{decimal(adapter['served_bytes'])} served, {decimal(adapter['bytes'])} in all"
+        yield "adapter", f"{adapter['digest']}, {size}, {adapter['wall_seconds']:.0f} s of training"
+    for name, value in flattened(facts["metrics"] or {}).items():
+        yield "", f"{name} {value}"
+    for name, path in facts["lineage"].items():
+        if name != "adapter":
+            yield "from" if name == "quality" else "", path or f"{name}, which is not there"
+    for name, address in facts["pictures"].items():
+        yield name, str(address)
+    for path in facts.get("written", {}).values():
+        yield "written", path
+
+
+def flattened(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers of an adapter's metrics by name, with their intervals where they have any."""
+    intervals = metrics.get("interval", {})
+    found = {}
+    for name, value in metrics.items():
+        inner = value if isinstance(value, dict) and name != "interval" else {name: value}
+        for key, number in inner.items():
+            if isinstance(number, int | float):
+                low, high = intervals.get(key, (None, None))
+                spread = "" if low is None else f" ({low:.3f} to {high:.3f})"
+                label = key if inner is not value or name in ("frechet", "kid") else f"{key} ({name.split('_')[-1]})"
+                shown = f"{number:.3f}" if abs(number) >= 0.01 or not number else f"{number:.2g}"
+                found[label] = f"{shown}{spread}" if isinstance(number, float) else str(number)
+    return found
+
+
 def _edits(quality: Manifest | None) -> Facts | None:
     return None if quality is None else {k: quality.summary[k] for k in ("images", "good", "reasons", "rescued")}
 
@@ -150,3 +204,8 @@ def _address(store: Store, key: str) -> str | None:
     except NotFoundError:
         return None
     return unquote(urlsplit(address).path) if address.startswith("file:") else address
+
+
+def _settings(made: Mapping[str, Any]) -> str:
+    shown = ", ".join(f"{key} {short(value)}" for key, value in made.items() if value is not None)
+    return f": {shown}" if shown else ""

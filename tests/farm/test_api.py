@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,7 @@ import nbformat
 import numpy as np
 import PIL.Image
 import pytest
-from jupyter_client import AsyncKernelManager
-from nbclient import NotebookClient
-from stage_farm import CONCEPTS, Cluster, one_thread, plan_of, write_config
+from stage_farm import CONCEPTS, Cluster, copied, one_thread, plan_of, write_config
 from test_cli import photo
 from test_show import close_to
 
@@ -25,6 +24,17 @@ from farm.store import LocalStore
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "docs/farm.ipynb"
+EXECUTE = """
+import sys
+import nbformat
+from jupyter_client import AsyncKernelManager
+from nbclient import NotebookClient
+
+notebook = nbformat.read(sys.argv[1], as_version=4)
+NotebookClient(notebook, timeout=240, km=AsyncKernelManager(kernel_name="python3", transport="ipc")).execute()
+nbformat.write(notebook, sys.argv[1])
+"""
+"""In a process of its own: the client leaves sockets open."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,17 +96,21 @@ def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Farm(path, ["sources.sise=3"])
 
 
-def test_the_notebook_runs_as_it_stands(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_runs_as_it_stands(root: Path, tmp_path: Path) -> None:
     """On a farm that has its concepts, in the kernel a reader has."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    config = write_config(tmp_path / "demo.yaml", root)
+    copied(root, tmp_path / "store")  # a run leaves a report
+    config = write_config(tmp_path / "demo.yaml", tmp_path / "store")
     for cell in notebook.cells:
         cell.source = cell.source.replace('"configs/demo.yaml"', repr(str(config)))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")
-    NotebookClient(notebook, timeout=240, km=kernel).execute()
+    file = tmp_path / "farm.ipynb"
+    nbformat.write(notebook, file)
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path / "ipython")}
+    done = subprocess.run(
+        [sys.executable, "-c", EXECUTE, str(file)], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    notebook = nbformat.read(file, as_version=4)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type in ("error", "stream")], "nothing is told twice"
     shown = [kind for output in outputs for kind in output.get("data", {})]

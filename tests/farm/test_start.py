@@ -156,6 +156,7 @@ def test_mistakes(init: Terminal, tmp_path: Path) -> None:
     assert told("--yes", "--concept", "Night Sky,fog").startswith("--concept: 'Night Sky' is no id")
     diffusion = ("--yes", "--teacher", "flux-kontext", "--concept")
     assert "zombi has no prompt; write zombi=PROMPT" in told(*diffusion, "zombi,sunset")
+    assert told(".", "--yes", "--force").startswith(".: is a folder; give the name of the file to write")
     assert told("nowhere/farm.yaml", "--yes").startswith("nowhere/farm.yaml: cannot be written (")
     assert not list(tmp_path.glob("*.yaml"))
 
