@@ -125,9 +125,9 @@ class Farm:
             return make_plan(self.config)
 
 
-@dataclass(frozen=True)
-class Status(Mapping[str, Any]):
-    """What `farm status --json` prints, as a mapping; a notebook shows its concepts as a table."""
+@dataclass(frozen=True, repr=False)
+class _Document(Mapping[str, Any]):
+    """What a command prints with --json, as a mapping."""
 
     document: dict[str, Any]
 
@@ -139,6 +139,10 @@ class Status(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.document)
+
+
+class Status(_Document):
+    """What `farm status --json` prints; a notebook shows its concepts as a table."""
 
     def __repr__(self) -> str:
         concepts = self["concepts"]
@@ -154,21 +158,11 @@ class Status(Mapping[str, Any]):
         return f"<p>{html.escape(repr(self))}</p>{_table(head, rows)}"
 
 
-@dataclass(frozen=True)
-class Shown(Mapping[str, Any]):
-    """What `farm show --json` prints, as a mapping. files: its pictures as WebP, by name."""
+@dataclass(frozen=True, repr=False)
+class Shown(_Document):
+    """What `farm show --json` prints. files: its pictures as WebP, by name."""
 
-    document: dict[str, Any]
     files: dict[str, bytes]
-
-    def __getitem__(self, key: str) -> Any:
-        return self.document[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.document)
-
-    def __len__(self) -> int:
-        return len(self.document)
 
     @property
     def preview(self) -> PIL.Image.Image | None:

@@ -9,6 +9,7 @@ import time
 
 from farm.cluster.connect import connected
 from farm.config import ClusterConfig
+from farm.errors import UserError
 from farm.preflight import Check
 
 START_SECONDS = 180
@@ -39,10 +40,13 @@ def check_ray() -> Check:
 def main() -> None:
     import ray
 
-    with connected(ClusterConfig(cpus=1)):
-        task = ray.remote(_process)
-        assert ray.get(task.remote()) != os.getpid()
-        print(ray.__version__)
+    try:
+        with connected(ClusterConfig(cpus=1)):
+            task = ray.remote(_process)
+            assert ray.get(task.remote()) != os.getpid()
+            print(ray.__version__)
+    except UserError as error:
+        sys.exit(" ".join(str(error.__cause__ or error).split()))
 
 
 def _process() -> int:
