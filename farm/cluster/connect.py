@@ -23,7 +23,8 @@ def connected(config: ClusterConfig, base: BaseConfig | None = None) -> Iterator
     base: when given, its workers must fit on the nodes all at once.
 
     Raises:
-        UserError: Ray does not start here, or the cluster does not answer or refuses the token, or cannot ever place what the stages ask for.
+        UserError: Ray does not start here, or the cluster does not answer or refuses the token, or cannot ever place
+            what the stages ask for.
     """
     import ray
     from ray.exceptions import AuthenticationError
