@@ -17,9 +17,7 @@ def ids(config: str | Path | None) -> list[str]:
     if config is None:
         return []
     with suppress(OSError, ValueError, yaml.YAMLError, AttributeError, TypeError, KeyError):
-        catalogue = yaml.load(Path(config).expanduser().read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))[
-            "catalogue"
-        ]
+        catalogue = yaml.safe_load(Path(config).expanduser().read_text())["catalogue"]
         if isinstance(catalogue, list):
             return [concept["id"] for concept in catalogue]
         if isinstance(catalogue, dict):
