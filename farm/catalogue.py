@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from farm.editors import EditorSettings
 from farm.editors.base import Prompt
 from farm.errors import UserError
+from farm.spelling import near as near
 from farm.wording import Wording, plain
 
 PACKAGED = {name: Path(__file__).with_name("concepts") / f"{name}.yaml" for name in ("ffhq", "scenery")}
@@ -146,17 +146,6 @@ def find_concept(concepts: Sequence[Concept], concept_id: str, *, key: str) -> C
     raise UserError(
         f"{key}: there is no concept {concept_id!r} in the catalogue; {near(concept_id, [c.id for c in concepts])}"
     )
-
-
-def near(word: str, words: Iterable[str]) -> str:
-    """A hint for a mistyped word: `did you mean …?` or the list of what there is, its beginning where it is long."""
-    words = sorted(words)
-    close = difflib.get_close_matches(word, words, n=3)
-    close += [longer for longer in words if word and word in longer and longer not in close]
-    if close:
-        return f"did you mean {' or '.join(close[:3])}?"
-    shown = words if len(words) <= 12 else [*words[:10], f"{len(words) - 10} more"]
-    return f"there are {', '.join(shown) or 'none'}."
 
 
 def slug(text: str) -> str:

@@ -1,70 +1,58 @@
-"""The command line: `farm run`, `status`, `watch`, `logs`, `preflight`, `concepts`, `teachers`, `queue`, `publish`,
-`rollback`, `unpublish`, `history`, `keys`, `lineage`, `gc`, `verify`, `sync`, `push-hub`, `export`, `cost`, `report`,
-`edit`, `serve` and `serve-key`."""
+"""The command line: `farm run`, `status` and `serve`, and the commands of the other `cli_` files in their places."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from farm import (
+    cli_add,
     cli_concepts,
     cli_cost,
+    cli_doctor,
+    cli_edit,
     cli_export,
     cli_hub,
+    cli_init,
     cli_keys,
     cli_logs,
+    cli_migrate,
     cli_preflight,
     cli_queue,
     cli_registry,
     cli_report,
     cli_serve_key,
+    cli_show,
     cli_store,
     cli_teachers,
     cli_watch,
 )
-from farm.config import FarmConfig
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.files import write_whole
-from farm.options import Config, Json, Log, LogFormat, Override, naming, resumable
+from farm.options import Config, Json, Log, LogFormat, Override, load_config, naming, resumable
 
 if TYPE_CHECKING:
+    from farm.config import FarmConfig
     from farm.progress import Screen
+
+START, BUILD, LOOK, PUBLISH, SERVE, STORE = "Start", "Build", "Look", "Publish", "Serve", "Store"
+"""Headings in `farm --help`."""
 
 app = typer.Typer(
     help="A farm of image-editing concepts: distil editors into tiny GANs, one small adapter a concept.",
+    epilog="Exit status: 0 done; 1 something failed, and the output says what; 2 a mistake in the command or the "
+    "configuration, told in one sentence; 130 interrupted; 143 stopped by SIGTERM. After the last two the same command "
+    "goes on. --json prints one document for programs. docs/cli.md has every command.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-app.add_typer(cli_concepts.app, name="concepts")
-app.add_typer(cli_teachers.app, name="teachers")
-app.add_typer(cli_queue.app, name="queue")
-app.add_typer(cli_serve_key.app, name="serve-key")
-app.add_typer(cli_keys.app, name="keys")
-app.command()(cli_watch.watch)
-app.command()(cli_logs.logs)
-app.command()(cli_preflight.preflight)
-app.command()(cli_registry.publish)
-app.command()(cli_registry.rollback)
-app.command()(cli_registry.unpublish)
-app.command()(cli_registry.history)
-app.command()(cli_store.lineage)
-app.command()(cli_store.gc)
-app.command()(cli_store.verify)
-app.command()(cli_store.sync)
-app.command()(cli_hub.push_hub)
-app.command()(cli_export.export)
-app.command()(cli_cost.cost)
-app.command()(cli_report.report)
 
 
-@app.command()
 def run(
     config: Config,
     override: Override = None,
@@ -72,18 +60,22 @@ def run(
         list[str] | None,
         typer.Option("--stage", help="Only this stage: concepts, base, ranks, adapters; repeatable."),
     ] = None,
+    concept: Annotated[
+        list[str] | None, typer.Option("--concept", help="Only this concept and what it needs; repeatable.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done.")] = False,
     as_json: Json = False,
     log: Log = LogFormat.HUMAN,
 ) -> None:
     """Photos in, published adapters and a report out; goes on where an earlier run stopped."""
-    run_stages(config, override or [], stage, dry_run=dry_run, as_json=as_json, log=log)
+    run_stages(config, override or [], stage, concept or (), dry_run=dry_run, as_json=as_json, log=log)
 
 
 def run_stages(
     config: Path,
     overrides: list[str],
     stages: list[str] | None = None,
+    concepts: Sequence[str] = (),
     *,
     dry_run: bool = False,
     as_json: bool = False,
@@ -93,19 +85,26 @@ def run_stages(
     from farm.progress import JsonLines, Screen
 
     if log is LogFormat.HUMAN:
-        _run_stages(config, overrides, stages, Screen(), dry_run=dry_run, as_json=as_json)
+        _run_stages(config, overrides, stages, concepts, Screen(), dry_run=dry_run, as_json=as_json)
         return
     lines = JsonLines()
     with lines.instead_of_logs():
         try:
-            _run_stages(config, overrides, stages, lines, dry_run=dry_run, as_json=as_json)
+            _run_stages(config, overrides, stages, concepts, lines, dry_run=dry_run, as_json=as_json)
         except UserError as error:
             lines.say(f"error: {error}")
             raise typer.Exit(2) from None
 
 
 def _run_stages(
-    config: Path, overrides: list[str], stages: list[str] | None, screen: Screen, *, dry_run: bool, as_json: bool
+    config: Path,
+    overrides: list[str],
+    stages: list[str] | None,
+    concepts: Sequence[str],
+    screen: Screen,
+    *,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     from farm import run as farm_run
 
@@ -113,8 +112,17 @@ def _run_stages(
     unknown = sorted(set(stages or []) - set(farm_run.STAGES))
     if unknown:
         raise UserError(f"--stage {unknown[0]}: the stages are {', '.join(farm_run.STAGES)}.")
+    for concept_id in concepts:
+        loaded.concept(concept_id)
     with naming(config), resumable(loaded.cluster.grace_seconds, screen.say) as stop:
-        outcome = farm_run.run(loaded, screen=screen, stages=stages or farm_run.STAGES, dry_run=dry_run, stop=stop)
+        outcome = farm_run.run(
+            loaded,
+            screen=screen,
+            stages=stages or farm_run.STAGES,
+            dry_run=dry_run,
+            stop=stop,
+            only=concepts,
+        )
     if as_json:
         print(json.dumps(vars(outcome), indent=1))
     _print_outcome(loaded, outcome, screen)
@@ -122,7 +130,6 @@ def _run_stages(
         raise typer.Exit(1)
 
 
-@app.command()
 def status(config: Config, override: Override = None, as_json: Json = False) -> None:
     """Every concept by stage."""
     from farm.plan import make_plan
@@ -161,52 +168,6 @@ def status(config: Config, override: Override = None, as_json: Json = False) -> 
     console.print(", ".join(f"{name} {state}" for name, state in found["stages"].items()))
 
 
-@app.command()
-def edit(
-    config: Config,
-    source: Annotated[Path, typer.Argument(help="The photo.", show_default=False)],
-    target: Annotated[
-        Path, typer.Argument(help="Where the edited photo goes: .png, .jpg or .webp.", show_default=False)
-    ],
-    concept: Annotated[str, typer.Option("--concept", help="The concept's id.", show_default=False)],
-    side: Annotated[
-        int | None, typer.Option("--side", min=16, help="Longest side in pixels; default serve.max_side.")
-    ] = None,
-    override: Override = None,
-) -> None:
-    """Edit one photo with a published concept, without a server."""
-    import numpy as np
-    import PIL.Image
-
-    from e2gan.sides import working_size
-    from farm.images import decode, encode
-    from farm.registry import Registry
-    from farm.serve.bank import Bank
-    from farm.serve.engines import Merging
-    from farm.serve.published import Published
-    from farm.signing import open_keys
-    from farm.store import open_store
-
-    loaded = load_config(config, override or [])
-    formats = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-    if target.suffix.lower() not in formats:
-        raise UserError(f"{target}: the edited photo's name must end in {', '.join(formats)}.")
-    try:
-        photo = decode(source.read_bytes(), what=str(source))
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error.strerror}); give the path of a photo.") from error
-    with naming(config):
-        store, keys = open_store(loaded.store), open_keys(None, loaded.signing.public_keys)
-    loaded.concept(concept)
-    Registry(store, keys).record(concept)  # what is wrong with it is told here; a server passes it over
-    adapter = Bank(Published(store, keys), Merging, byte_budget=loaded.serve.cache_mb * 1_000_000).get(concept)
-    size = working_size(*photo.size, longest_side=side or loaded.serve.max_side)
-    edited = adapter.edit(np.asarray(photo.resize(size, PIL.Image.Resampling.LANCZOS)))
-    write_whole(target, encode(edited, formats[target.suffix.lower()]))  # type: ignore[arg-type]
-    print(f"{target}  {edited.shape[1]}x{edited.shape[0]}  {concept} v{adapter.version} {adapter.digest}")
-
-
-@app.command()
 def serve(
     config: Config,
     override: Override = None,
@@ -219,6 +180,38 @@ def serve(
 
     loaded = load_config(config, override or [])
     serve_app.run(arguments(loaded), host or loaded.serve.host, port or loaded.serve.port)
+
+
+app.command(rich_help_panel=START)(cli_init.init)
+app.command(rich_help_panel=START)(cli_doctor.doctor)
+app.command(rich_help_panel=START)(cli_preflight.preflight)
+app.command(rich_help_panel=BUILD)(run)
+app.command(rich_help_panel=BUILD)(cli_add.add)
+app.add_typer(cli_concepts.app, name="concepts", rich_help_panel=BUILD)
+app.add_typer(cli_teachers.app, name="teachers", rich_help_panel=BUILD)
+app.add_typer(cli_queue.app, name="queue", rich_help_panel=BUILD)
+app.command(rich_help_panel=LOOK)(status)
+app.command(rich_help_panel=LOOK)(cli_watch.watch)
+app.command(rich_help_panel=LOOK)(cli_logs.logs)
+app.command(rich_help_panel=LOOK)(cli_show.show)
+app.command(rich_help_panel=LOOK)(cli_edit.compare)
+app.command(rich_help_panel=LOOK)(cli_report.report)
+app.command(rich_help_panel=LOOK)(cli_cost.cost)
+app.command(rich_help_panel=LOOK)(cli_store.lineage)
+app.command(rich_help_panel=PUBLISH)(cli_registry.publish)
+app.command(rich_help_panel=PUBLISH)(cli_registry.rollback)
+app.command(rich_help_panel=PUBLISH)(cli_registry.unpublish)
+app.command(rich_help_panel=PUBLISH)(cli_registry.history)
+app.command(rich_help_panel=PUBLISH)(cli_export.export)
+app.command(rich_help_panel=PUBLISH)(cli_hub.push_hub)
+app.add_typer(cli_keys.app, name="keys", rich_help_panel=PUBLISH)
+app.command(rich_help_panel=SERVE)(serve)
+app.command(rich_help_panel=SERVE)(cli_edit.edit)
+app.add_typer(cli_serve_key.app, name="serve-key", rich_help_panel=SERVE)
+app.command(rich_help_panel=STORE)(cli_store.verify)
+app.command(rich_help_panel=STORE)(cli_store.sync)
+app.command(rich_help_panel=STORE)(cli_store.gc)
+app.command(rich_help_panel=STORE)(cli_migrate.migrate)
 
 
 def _print_outcome(config: FarmConfig, outcome: Any, screen: Any) -> None:

@@ -5,31 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
-import yaml
 
-from farm.catalogue import (
-    PACKAGED,
-    Concept,
-    PaperSet,
-    check_concepts,
-    find_concept,
-    load_catalogue,
-    near,
-    parse_list,
-    problems,
-    repeats,
-    slug,
-)
-from farm.config import FarmConfig
-from farm.config_file import load_config
 from farm.errors import UserError
 from farm.files import write_whole
-from farm.options import Json, Override, naming
+from farm.options import Json, Override, load_config, naming
+from farm.spelling import near
+
+if TYPE_CHECKING:
+    from farm.catalogue import Concept
+    from farm.config import FarmConfig
 
 app = typer.Typer(help="The catalogue.", no_args_is_help=True)
 
@@ -45,7 +33,6 @@ CatalogueOption = Annotated[
     ),
 ]
 ConceptId = Annotated[str, typer.Argument(metavar="ID", help="The concept's id.", show_default=False)]
-SETS = get_args(PaperSet)
 
 
 @app.command("list")
@@ -65,10 +52,14 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """The concepts of a farm, with what is published of them, or those of a catalogue."""
+    from farm.catalogue import PaperSet
+
     overrides = [text for text in chosen or () if "=" in text]
     sets = {text for text in chosen or () if "=" not in text}
-    if unknown := sorted(sets - set(SETS)):
-        raise UserError(f"--set {unknown[0]}: the sets are {', '.join(SETS)}; to override a key write key=value.")
+    if unknown := sorted(sets.difference(get_args(PaperSet))):
+        raise UserError(
+            f"--set {unknown[0]}: the sets are {', '.join(get_args(PaperSet))}; to override a key write key=value."
+        )
     farm, every = _read(config, catalogue, overrides)
     if category is not None and category not in (categories := {concept.category for concept in every}):
         raise UserError(f"--category {category}: no concept is in it; {near(category, categories)}")
@@ -112,10 +103,13 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Everything about one concept."""
+    from farm.catalogue import find_concept, slug
+    from farm.catalogue_file import not_an_id
+
     _, concepts = _read(config, catalogue, override or [])
     if slug(concept_id) != concept_id:
         meant, ids = slug(concept_id), [concept.id for concept in concepts]
-        raise UserError(f"{_not_an_id(concept_id)}; {near(meant, [meant] if meant in ids else ids)}")
+        raise UserError(f"{not_an_id(concept_id)}; {near(meant, [meant] if meant in ids else ids)}")
     concept = find_concept(concepts, concept_id, key="concept")
     if as_json:
         _print_json(_record(concept))
@@ -142,6 +136,8 @@ def validate(
     config: FarmOption = None, catalogue: CatalogueOption = None, override: Override = None, as_json: Json = False
 ) -> None:
     """Look for mistakes and near-duplicates; exits with 1 when there are any."""
+    from farm.catalogue import PACKAGED, check_concepts, load_catalogue, problems
+
     checked: list[dict[str, Any]] = []
     if config is not None:
         farm, concepts = _read(config, catalogue, override or [])
@@ -178,23 +174,20 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a concept at the end of your own catalogue, whose text and comments stay as they are."""
+    from farm.catalogue import PACKAGED, load_catalogue, parse_list, repeats
+    from farm.catalogue_file import appended, checked, new_entry, text_of
+
     if str(to) in PACKAGED:
         raise UserError(f"--to {to}: that catalogue comes with the package; give the path of a file of your own.")
-    if slug(concept_id) != concept_id:
-        raise UserError(f"{_not_an_id(concept_id)}, such as {slug(concept_id) or 'sad-person'}.")
-    if (before is None) != (after is None):
-        raise UserError(f"{'--after' if after is None else '--before'} is missing; captions come in pairs.")
-    given = {"id": concept_id, "name": name, "category": category, "domain": domain, "prompt": prompt}
-    entry: dict[str, Any] = {key: " ".join(value.split()) for key, value in given.items() if value != ""}
-    if before is not None and after is not None:
-        entry["captions"] = [" ".join(before.split()), " ".join(after.split())]
-    concept = _checked([entry], "concepts add")[0]
-    text = _text(to)
+    entry, concept = new_entry(
+        concept_id, prompt, name=name, category=category, before=before, after=after, domain=domain
+    )
+    text = text_of(to)
     present = parse_list(to, text)
-    for other, what in repeats(concept, _checked(present, to)):
+    for other, what in repeats(concept, checked(present, to)):
         raise UserError(f"{to}: {concept.id!r} is not added, for {other.id!r} is there with {what}.")
-    write_whole(to.resolve(), _appended(to, text, [*present, entry]).encode())
-    known = [other for path in PACKAGED for other in _checked(load_catalogue(path), path)]
+    write_whole(to.resolve(), appended(to, text, [*present, entry]).encode())
+    known = [other for path in PACKAGED for other in checked(load_catalogue(path), path)]
     notes = [
         f"the packaged {other.id!r} has {what}" + (" and is reserved for evaluation" if other.reserved else "")
         for other, what in repeats(concept, known)
@@ -207,32 +200,22 @@ def add(
         print(f"note: {note}", file=sys.stderr)
 
 
-def _appended(path: Path, text: str, entries: Sequence[dict[str, Any]]) -> str:
-    """The text of a catalogue with the last of the entries put behind the others."""
-    line = yaml.safe_dump(
-        entries[-1], default_flow_style=True, width=float("inf"), sort_keys=False, allow_unicode=True
-    ).strip()
-    first = yaml.compose(text)
-    indent = " " * first.start_mark.column if first else ""
-    gap = "\n" if text and not text.endswith("\n") else ""
-    longer = f"{text}{gap}{indent}- {line}\n"
-    with suppress(UserError):
-        if parse_list(path, longer) == entries:
-            return longer
-    raise UserError(f"{path}: nothing can be appended to this list; write it as lines such as `- {line}`.")
-
-
 def _read(config: Path | None, catalogue: str | None, overrides: list[str]) -> tuple[FarmConfig | None, list[Concept]]:
     """The farm, where one is given, and the concepts of it or of the catalogues asked for."""
+    from farm.catalogue import load_catalogue
+    from farm.catalogue_file import checked
+
     names = _names(config, catalogue, overrides)
     if config is None:
-        return None, [concept for name in names for concept in _checked(load_catalogue(name), name)]
+        return None, [concept for name in names for concept in checked(load_catalogue(name), name)]
     farm = load_config(config, overrides)
     return farm, list(farm.catalogue)
 
 
 def _names(config: Path | None, catalogue: str | None, overrides: list[str]) -> list[str]:
     """The catalogues asked for, none when a farm is."""
+    from farm.catalogue import PACKAGED
+
     if config is not None and catalogue is not None:
         raise UserError("--catalogue: the farm of --config has a catalogue of its own; give one of the two.")
     if config is None and overrides:
@@ -240,29 +223,6 @@ def _names(config: Path | None, catalogue: str | None, overrides: list[str]) -> 
     if config is not None:
         return []
     return list(PACKAGED) if catalogue is None else [catalogue]
-
-
-def _checked(entries: Sequence[dict[str, Any]], place: object) -> list[Concept]:
-    concepts, mistakes = check_concepts(entries)
-    if mistakes:
-        raise UserError(f"{place}: {mistakes[0]}")
-    return concepts
-
-
-def _text(path: Path) -> str:
-    """What is in a file, which need not be there; line ends as they are."""
-    try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text; save it as such.") from error
-
-
-def _not_an_id(text: str) -> str:
-    return f"{text!r}: an id is lower-case words and digits joined by single hyphens"
 
 
 def _record(concept: Concept) -> dict[str, Any]:

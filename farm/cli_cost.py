@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.config import FarmConfig
-from farm.config_file import load_config
-from farm.options import Config, Json, Override, naming, resumable
+from farm.options import Config, Json, Override, load_config, naming, resumable
 
 if TYPE_CHECKING:
+    from farm.config import FarmConfig
     from farm.cost.predict import Prediction
 
 

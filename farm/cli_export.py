@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from farm.catalogue import near
-from farm.config_file import load_config
 from farm.errors import StoreError, UserError
-from farm.options import Config, Json, Override, naming, resumable
+from farm.options import Config, Json, Override, load_config, naming, resumable
+from farm.spelling import near
 
 if TYPE_CHECKING:
     from farm.artifacts import Manifest

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
-from farm.catalogue import near
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.options import Config, Override, naming
+from farm.options import Config, Json, Override, load_config, naming
+from farm.spelling import near
 
 
 def push_hub(
@@ -19,6 +19,7 @@ def push_hub(
     private: Annotated[bool, typer.Option("--private", help="Make the repository a private one.")] = False,
     revision: Annotated[str | None, typer.Option("--revision", help="The branch; default main.")] = None,
     override: Override = None,
+    as_json: Json = False,
 ) -> None:
     """Upload a published adapter's folder to the Hugging Face Hub, with your own token."""
     from farm.hub import push
@@ -34,4 +35,8 @@ def push_hub(
     if entry is None:
         raise UserError(f"{concept!r} is not published in {registry.store.url}; {near(concept, list(registry.list()))}")
     pushed = push(registry.store, entry, repo, private=private, revision=revision, keys=keys)
+    if as_json:
+        facts = {"concept": concept, "version": entry.version, "digest": entry.digest}
+        print(json.dumps({**facts, **vars(pushed)}, indent=1))
+        return
     print(f"{concept}: version {entry.version}, {pushed.files} files of {pushed.size:,} bytes, is at {pushed.url}")

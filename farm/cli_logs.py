@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.catalogue import near
 from farm.cli_watch import LOOK_SECONDS, RunId
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.options import Config, Override, naming
+from farm.options import Config, Override, load_config, naming
 
 if TYPE_CHECKING:
     from farm.config import FarmConfig
@@ -67,6 +65,8 @@ def _check(concept: str, config: FarmConfig, told: Iterable[str]) -> None:
     known = {each.id for each in config.catalogue}.union(told)
     if concept not in known:
         place = f"in the catalogue of {config.name} or in its runs"
+        from farm.catalogue import near
+
         raise UserError(f"farm logs: there is no {concept!r} {place}; {near(concept, known)}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -12,26 +12,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.options import Config, Json, Override, naming
+from farm.options import Config, Json, Override, load_config, naming
 
 if TYPE_CHECKING:
     from farm.preflight import Check
 
+WorkingDir = Annotated[Path, typer.Option("--working-dir", help="What `ray job submit` would be given.")]
 STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 def preflight(
     config: Config,
     override: Override = None,
-    working_dir: Annotated[Path, typer.Option("--working-dir", help="What `ray job submit` would be given.")] = Path(),
+    working_dir: WorkingDir = Path(),
     as_json: Json = False,
 ) -> None:
     """Look at all that a run needs: photos, weights, store, disk, upload, token, nodes. Exits with 1 on an error."""
+    show(checks(config, override or [], working_dir), as_json=as_json)
+
+
+def show(checked: Iterable[Check], *, as_json: bool) -> None:
+    """Print checks as they are made, as a table or as JSON; typer.Exit with 1 when there is an error among them."""
     found = []
     with nullcontext() if as_json else _table() as table:
-        for check in checks(config, override or [], working_dir):
+        for check in checked:
             found.append(check)
             if table:
                 table(check)

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.catalogue import near
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.options import Config, Json, Override, naming
+from farm.options import Config, Json, Override, Told, concept_ids, load_config, naming
+from farm.spelling import near
 
 if TYPE_CHECKING:
     from farm.plan import Plan
@@ -21,10 +20,18 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="The queue of adapters to train, which `farm run` works.", no_args_is_help=True)
 
-Concepts = Annotated[list[str] | None, typer.Argument(metavar="[CONCEPT]...", help="Concepts.", show_default=False)]
+Concepts = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CONCEPT]...", help="Concepts.", show_default=False, autocompletion=concept_ids),
+]
 Items = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[CONCEPT|KEY]...", help="Concepts, or keys that `list` prints.", show_default=False),
+    typer.Argument(
+        metavar="[CONCEPT|KEY]...",
+        help="Concepts, or keys that `list` prints.",
+        show_default=False,
+        autocompletion=concept_ids,
+    ),
 ]
 
 
@@ -35,6 +42,7 @@ def add(
     everything: Annotated[bool, typer.Option("--all", help="Every concept of the catalogue.")] = False,
     priority: Annotated[int, typer.Option(help="Higher ones are trained first.")] = 0,
     override: Override = None,
+    as_json: Json = False,
 ) -> None:
     """Queue the adapters of concepts as the configuration has them now; a run under way takes them up."""
     from farm.artifacts import find
@@ -45,23 +53,29 @@ def add(
     failed = {item.key for item in queue.failed()}
     pending = {item.key: item for item in queue.pending()}
     shared = {"the base": plan.base, "the rank search": plan.ranks}
+    told = Told(as_json=as_json)
     for concept_id in _chosen(concepts, everything, ids, ids, plan):
         key = plan.adapter_key(concept_id)
         if find(store, plan.adapter(concept_id).path):
-            print(f"{concept_id}: its adapter is there already")
+            told(f"{concept_id}: its adapter is there already", concept=concept_id, changed=False)
         elif key in failed:
-            print(f"{concept_id}: it failed; `farm queue retry {concept_id}` queues it again")
+            told(
+                f"{concept_id}: it failed; `farm queue retry {concept_id}` queues it again",
+                concept=concept_id,
+                changed=False,
+            )
         elif key in pending:
-            print(f"{concept_id}: queued already, priority {pending[key].priority}")
+            told(f"{concept_id}: queued already, priority {pending[key].priority}", concept=concept_id, changed=False)
         elif reason := quarantined(store, plan, concept_id):
-            print(f"{concept_id}: not queued, quarantined: {reason}")
+            told(f"{concept_id}: not queued, quarantined: {reason}", concept=concept_id, changed=False)
         else:
             queue.enqueue(key, {"concept": concept_id}, priority)
             missing = [name for name, spec in shared.items() if find(store, spec.path) is None]
             if find(store, plan.quality(concept_id).path) is None:
                 missing.insert(0, "its edits")
             wants = f"; `farm run` has to make {' and '.join(missing)} first" if missing else ""
-            print(f"{concept_id}: queued, priority {priority}{wants}")
+            told(f"{concept_id}: queued, priority {priority}{wants}", concept=concept_id, changed=True)
+    told.end("items")
 
 
 @app.command("list")
@@ -96,6 +110,7 @@ def retry(
     items: Items = None,
     everything: Annotated[bool, typer.Option("--all", help="Every concept that failed.")] = False,
     override: Override = None,
+    as_json: Json = False,
 ) -> None:
     """Queue again what failed, its attempts forgotten."""
     from farm.store import NotFoundError
@@ -103,50 +118,58 @@ def retry(
     _, plan, queue = _open(config, override)
     rows = _rows(queue, plan)
     failed = [row["concept"] for row in rows if row["state"] == "failed" and row["current"]]
+    told = Told(as_json=as_json)
     for name in _chosen(items, everything, failed, _names(rows, plan), plan):
         try:
             queue.retry(_key(name, plan))
         except NotFoundError:
-            print(f"{name}: it has not failed")
+            told(f"{name}: it has not failed", item=name, changed=False)
         else:
-            print(f"{name}: queued again")
-    if everything and not failed:
+            told(f"{name}: queued again", item=name, changed=True)
+    told.end("items")
+    if everything and not failed and not as_json:
         print("nothing has failed")
 
 
 @app.command()
-def drop(config: Config, items: Items = None, override: Override = None) -> None:
+def drop(config: Config, items: Items = None, override: Override = None, as_json: Json = False) -> None:
     """Take items off the queue; exits with 1 when one of them is being worked on."""
     from farm.queue import owner_name
 
     _, plan, queue = _open(config, override)
     rows = {row["key"]: row for row in _rows(queue, plan)}
-    refused = False
+    refused, told = False, Told(as_json=as_json)
     for name in _chosen(items, False, [], _names(list(rows.values()), plan), plan):
         key = _key(name, plan)
         if key not in rows:
-            print(f"{name}: it is not in the queue")
+            told(f"{name}: it is not in the queue", item=name, changed=False)
         elif queue.withdraw(key, owner_name()):
-            print(f"{name}: dropped")
+            told(f"{name}: dropped", item=name, changed=True)
         else:
             refused = True
-            print(f"{name}: not dropped, it is being trained (`farm queue list` says by whom)")
+            why = "it is being trained (`farm queue list` says by whom)"
+            told(f"{name}: not dropped, {why}", item=name, changed=False, error=why)
+    told.end("items")
     if refused:
         raise typer.Exit(1)
 
 
 @app.command()
-def pause(config: Config, override: Override = None) -> None:
+def pause(config: Config, override: Override = None, as_json: Json = False) -> None:
     """Start nothing more; what is being trained is finished."""
     paused = _queue(config, override).pause()
-    print("paused: what runs is finished, `farm queue resume` goes on" if paused else "paused already")
+    told = Told(as_json=as_json)
+    told("paused: what runs is finished, `farm queue resume` goes on" if paused else "paused already", changed=paused)
+    told.end("queue")
 
 
 @app.command()
-def resume(config: Config, override: Override = None) -> None:
+def resume(config: Config, override: Override = None, as_json: Json = False) -> None:
     """End a pause."""
     resumed = _queue(config, override).resume()
-    print("resumed: `farm run` trains what waits" if resumed else "the queue is not paused")
+    told = Told(as_json=as_json)
+    told("resumed: `farm run` trains what waits" if resumed else "the queue is not paused", changed=resumed)
+    told.end("queue")
 
 
 def _queue(config: Path, override: list[str] | None) -> Queue:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.catalogue import near
-from farm.config_file import load_config
 from farm.errors import StoreError, UserError
-from farm.options import Config, Json, Override, naming
+from farm.options import Concept, Config, Json, Override, Told, load_config, naming
+from farm.spelling import near
 
 if TYPE_CHECKING:
     from farm.registry import Entry, Registry, Release
-
-Concept = Annotated[str, typer.Argument(help="The concept's id.", show_default=False)]
 
 
 def publish(
@@ -32,6 +29,7 @@ def publish(
         bool, typer.Option("--force", help="Also adapters that are not good enough; the history says so.")
     ] = False,
     override: Override = None,
+    as_json: Json = False,
 ) -> None:
     """Publish the adapters of concepts as the configuration has them; exits with 1 when one was not published."""
     from farm.artifacts import find
@@ -49,25 +47,27 @@ def publish(
             raise UserError(
                 f"farm publish: there is no {name!r} in the catalogue of {plan.config.name}; {near(name, ids)}"
             )
-    failed = False
+    failed, told = False, Told(as_json=as_json)
     for concept_id in ids if everything else dict.fromkeys(concepts or ()):
         digest = plan.adapter(concept_id).digest
         try:
             record = registry.record(concept_id)
             if record and record.published and record.digest == digest:
-                print(f"{concept_id}: version {record.version} is this adapter already")
+                told(f"{concept_id}: version {record.version} is this adapter already", **_facts(record, False))
             elif everything and not due(record, digest):
-                print(f"{concept_id}: left out of service; `farm publish {concept_id}` puts it back")
+                line = f"{concept_id}: left out of service; `farm publish {concept_id}` puts it back"
+                told(line, concept=concept_id, changed=False)
             elif everything and find(registry.store, plan.adapter(concept_id).path) is None:
-                print(f"{concept_id}: no adapter yet")
+                told(f"{concept_id}: no adapter yet", concept=concept_id, changed=False)
             else:
                 made = publish_by_hand(registry.store, plan, concept_id, force=force, keys=registry.keys)
-                print(_told(made))
+                told(_told(made), **_facts(made, True))
         except StoreError:
             raise
         except UserError as error:
             failed = True
-            print(error)
+            told(str(error), concept=concept_id, changed=False, error=str(error))
+    told.end("concepts")
     if failed:
         raise typer.Exit(1)
 
@@ -79,6 +79,7 @@ def rollback(
         int | None, typer.Option("--to", help="The version whose adapter to publish again.", show_default=False)
     ] = None,
     override: Override = None,
+    as_json: Json = False,
 ) -> None:
     """Publish an earlier adapter again, as a new version; by default the one before the current."""
     registry = _known(config, override, concept)
@@ -89,15 +90,15 @@ def rollback(
         hint = f"; say --to {target.version} then, for it may have happened already." if to is None else "."
         raise StoreError(str(error).rstrip(".") + hint) from error
     already = f"{concept}: version {entry.version} is the adapter of version {target.version} already"
-    print(_told(entry) if entry.id == mine else already)
+    _print_change(entry, entry.id == mine, already, as_json)
 
 
-def unpublish(config: Config, concept: Concept, override: Override = None) -> None:
+def unpublish(config: Config, concept: Concept, override: Override = None, as_json: Json = False) -> None:
     """Take a concept out of service; its history stays, and `farm rollback` or `farm publish` puts it back."""
     registry = _known(config, override, concept)
     mine = uuid.uuid4().hex
     entry = registry.unpublish(concept, mine)
-    print(_told(entry) if entry.id == mine else f"{concept}: it is not published")
+    _print_change(entry, entry.id == mine, f"{concept}: it is not published", as_json)
 
 
 def history(config: Config, concept: Concept, override: Override = None, as_json: Json = False) -> None:
@@ -136,6 +137,21 @@ def _what(release: Release) -> str:
 def _told(entry: Entry) -> str:
     """One line about a change."""
     return f"{entry.concept}: version {entry.version}, {_what(entry)}, adapter {entry.digest}"
+
+
+def _facts(entry: Entry, changed: bool) -> dict[str, Any]:
+    """The same for programs. changed: whether this command made the release."""
+    facts = entry.model_dump(
+        include={"concept", "version", "action", "adapter", "digest", "base", "restores", "forced"}
+    )
+    return {**facts, "published": entry.published, "changed": changed}
+
+
+def _print_change(entry: Entry, changed: bool, otherwise: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(_facts(entry, changed), indent=1))
+    else:
+        print(_told(entry) if changed else otherwise)
 
 
 def _registry(config: Path, override: list[str] | None) -> Registry:

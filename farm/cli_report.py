@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from farm.config_file import load_config
 from farm.files import write_whole
-from farm.options import Config, Json, Override, naming
+from farm.options import Config, Json, Override, load_config, naming
 
 
 def report(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
 
-from farm.config import ApiKey
 from farm.errors import UserError
+from farm.options import Json
 
 app = typer.Typer(help="Keys of the endpoint.", no_args_is_help=True)
 
@@ -22,10 +23,12 @@ def new(
     name: Annotated[str, typer.Argument(help="Whose it is, for you to know: lower-case words joined by hyphens.")],
     admin: Annotated[bool, typer.Option("--admin", help="It opens /v1/admin too.")] = False,
     per_minute: Annotated[int | None, typer.Option(min=1, help="How many edits a minute it is good for.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Make a key: the key itself is shown once, and what goes into the configuration is its hash."""
     from pydantic import ValidationError
 
+    from farm.config import ApiKey
     from farm.serve.access import new_key
 
     key, hashed = new_key()
@@ -35,6 +38,9 @@ def new(
         raise UserError(
             f"{name!r} is no name of a key: use lower-case words and digits joined by single hyphens."
         ) from error
+    if as_json:
+        print(json.dumps({"key": key, "entry": made.model_dump(exclude_defaults=True)}, indent=1))
+        return
     entry = ", ".join(f"{field}: {_yaml(value)}" for field, value in made.model_dump(exclude_defaults=True).items())
     typer.echo("The key, which nobody can show again:", err=True)
     typer.echo(key)

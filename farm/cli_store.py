@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.config_file import load_config
 from farm.errors import UserError
-from farm.options import Config, Json, Override, naming, resumable
+from farm.options import Config, Json, Override, load_config, naming, resumable
 
 if TYPE_CHECKING:
     from farm.garbage import Garbage
@@ -173,6 +172,7 @@ def sync(
     something could not be copied."""
     from rich.filesize import decimal
 
+    from farm.layout import mark_layout
     from farm.signing import open_keys
     from farm.store import open_store
     from farm.sync import sync as sync_stores
@@ -187,6 +187,7 @@ def sync(
     if not any(True for _ in read.list()):
         raise UserError(f"farm sync: there is nothing in {read.url}; check its address.")
     with resumable(), _alone(written), _progress("sync") as show:
+        mark_layout(written)
         copied = sync_stores(read, written, show, keys)
     if as_json:
         print(json.dumps(vars(copied), indent=1))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.config import FarmConfig
-from farm.config_file import load_config
 from farm.files import make_folder, write_whole
-from farm.options import Config, Json, Override, naming, resumable
+from farm.options import Config, Json, Override, load_config, naming, resumable
+
+if TYPE_CHECKING:
+    from farm.config import FarmConfig
 
 app = typer.Typer(help="The teachers, whose edits everything is learned from.", no_args_is_help=True)
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from farm.config_file import load_config
-from farm.options import Config, Override, naming
+from farm.options import Config, Override, load_config, naming
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -21,6 +21,9 @@ from farm.sources import SourcesConfig
 if TYPE_CHECKING:
     from typing import Self
 
+CONFIG_VERSION: Literal[1] = 1
+"""Of a configuration's keys: a file of a newer version is refused, docs/upgrading.md says what changed."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -307,11 +310,13 @@ class _Given:
 
 
 class FarmConfig(_Section):
-    """A farm. store: folder or file:// address everything it makes lives in. seed: all others derive from it.
+    """A farm. version: of the keys' meaning. store: folder or file:// address everything it makes lives in.
+    seed: all others derive from it.
 
     teachers: by name; a concept that names none has them all compared, and the best one edits (see `Concept`).
     """
 
+    version: Literal[1] = CONFIG_VERSION
     name: Slug
     store: str = Field(min_length=1)
     seed: int = Field(default=0, ge=0, lt=2**31)

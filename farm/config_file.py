@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from farm.catalogue import Slug, base_concepts, check_concepts, find_concept, load_catalogue, near
-from farm.config import FarmConfig
+from farm.config import CONFIG_VERSION, FarmConfig
 from farm.editors import KINDS
 from farm.errors import UserError
 
@@ -41,14 +41,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> FarmConfig:
         raise UserError(f"{path}: a farm's configuration is a mapping of keys, see configs/demo.yaml.")
     for override in overrides:
         _override(document, override)
+    _check_version(path, document.get("version", CONFIG_VERSION))
     try:
         _fill_in(path, document)
         config = FarmConfig.model_validate(document)
     except ValidationError as error:
         raise UserError(f"{path}: {_sentence(error)}") from error
-    _check_concepts(path, config)
+    check_catalogue(path, config)
     given = [part for override in overrides for part in ("--set", override)]
     return config.given_by(["--config", str(path), *given])
+
+
+def _check_version(path: Path, version: object) -> None:
+    """Before anything else: what a newer version's keys mean is not known here."""
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise UserError(f"{path}: version: should be a whole number, {CONFIG_VERSION} today, not {version!r}.")
+    if version > CONFIG_VERSION:
+        raise UserError(
+            f"{path}: version: the file is of version {version} and this farm reads {CONFIG_VERSION}; install a newer "
+            "e2gan-farm (docs/upgrading.md)."
+        )
 
 
 def _fill_in(path: Path, document: dict[str, Any]) -> None:
@@ -72,7 +84,8 @@ def _fill_in(path: Path, document: dict[str, Any]) -> None:
             base["concepts"] = marked
 
 
-def _check_concepts(path: Path, config: FarmConfig) -> None:
+def check_catalogue(path: Path, config: FarmConfig) -> None:
+    """UserError where concepts, teachers, base and ranks do not fit together."""
     ids = [concept.id for concept in config.catalogue]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:

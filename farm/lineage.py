@@ -91,7 +91,7 @@ class Lineage:
         if "prompt" in config:
             lines.append(f"prompt: {config['prompt']}")
         if teacher := self._teacher(manifest):
-            facts = (f"{key} {_short(value)}" for key, value in teacher["fingerprint"].items())
+            facts = (f"{key} {short(value)}" for key, value in teacher["fingerprint"].items())
             lines.append(f"teacher {teacher['name']}: {', '.join(facts)}")
         if "concepts" in config:
             lines.append(f"concepts: {', '.join(config['concepts']) or 'chosen among those below'}")
@@ -177,8 +177,8 @@ def _find(graph: Graph, name: str, concepts: tuple[str, ...], url: str) -> str:
     raise UserError(f"{name!r} is neither a concept with an adapter in {url} nor a digest; {near(name, known)}")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A setting of a teacher, hashes cut short."""
     if isinstance(value, dict):
-        return " ".join(f"{key} {_short(inner)}" for key, inner in value.items())
+        return " ".join(f"{key} {short(inner)}" for key, inner in value.items())
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1", str(value))

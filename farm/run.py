@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +16,7 @@ from farm.errors import UserError
 from farm.garbage import size_of
 from farm.glance import Documents, kept_at
 from farm.journal import Journal, Line
+from farm.layout import mark_layout
 from farm.plan import make_plan
 from farm.progress import Screen
 from farm.publishing import Publisher, unpublished
@@ -59,8 +60,11 @@ def run(
     stages: Sequence[str] = STAGES,
     dry_run: bool = False,
     stop: Stop | None = None,
+    only: Collection[str] = (),
 ) -> Outcome:
     """Run the stages asked for, in order.
+
+    only: concepts; nothing is then made but what they need. All of the catalogue when empty.
 
     Every stage looks at the store first, so the same command after an interruption, however rough, goes on where it
     stopped. A failed concept is reported in the outcome and does not stop the others. Several runs of one farm may
@@ -70,14 +74,17 @@ def run(
         UserError: a mistake that leaves nothing to go on with, or a stage whose inputs are not there yet.
         StoppedError: `stop` was asked for.
     """
-    return Run(config, screen, stop).execute(stages, dry_run=dry_run)
+    return Run(config, screen, stop, only).execute(stages, dry_run=dry_run)
 
 
 class Run:
     """One execution of a farm: its plan, its store and the events it leaves under `runs/<id>/` (`farm.events`)."""
 
-    def __init__(self, config: FarmConfig, screen: Screen, stop: Stop | None = None) -> None:
+    def __init__(
+        self, config: FarmConfig, screen: Screen, stop: Stop | None = None, only: Collection[str] = ()
+    ) -> None:
         self.config = config
+        self.wanted = [concept.id for concept in config.catalogue if not only or concept.id in only]
         self.screen = screen
         self.stop = stop or Stop()
         self.store = open_store(config.store, config.cluster.store_patience_seconds)
@@ -102,7 +109,7 @@ class Run:
 
     def execute(self, stages: Sequence[str], *, dry_run: bool) -> Outcome:
         seen = look(self._documents, self.plan)
-        todo = make_todo(self.store, self.plan, seen)
+        todo = self._narrowed(make_todo(self.store, self.plan, seen))
         if dry_run:
             for line in todo.lines(stages) or ["nothing to do: it is all in the store"]:
                 self.screen.say(line)
@@ -116,6 +123,7 @@ class Run:
             return self.outcome
         if "adapters" in stages:
             self.keys.need_private()  # better known now than when the first adapter is to be published
+        mark_layout(self.store)
         self._foretell(seen, todo)
         with self._told(stages, todo, seen):
             try:
@@ -180,9 +188,14 @@ class Run:
     def _todo(self) -> Todo:
         return make_todo(self.store, self.plan, look(self._documents, self.plan))
 
+    def _narrowed(self, todo: Todo) -> Todo:
+        base = self.config.base
+        shared = base.concepts if base.representatives is None else self.config.eligible
+        return todo.of(self.wanted, [*shared, *self.config.ranks.concepts])
+
     def _concepts(self) -> None:
         self._select()
-        todo = self._todo()
+        todo = self._narrowed(self._todo())
         if wanted := {*todo.comparisons, *todo.edits}:
             self._edit("quality", [concept.id for concept in self.config.catalogue if concept.id in wanted])
 
@@ -258,10 +271,11 @@ class Run:
         need(self.store, self.plan.base, "the base", "jobs/pretrain_base.py")
         need(self.store, self.plan.ranks, "the rank search", "jobs/search_ranks.py")
         seen = look(self._documents, self.plan)
-        todo = make_todo(self.store, self.plan, seen)
+        whole = make_todo(self.store, self.plan, seen)
+        todo = self._narrowed(whole)
         ready = [c for c in todo.adapters if c not in todo.edits]
         queue = Queue(self.store, "adapters")
-        committed = {self.plan.adapter_key(c.id) for c in self.config.catalogue if c.id not in todo.adapters}
+        committed = {self.plan.adapter_key(c.id) for c in self.config.catalogue if c.id not in whole.adapters}
         for item in [*queue.pending(), *queue.failed()]:
             if item.key in committed:  # its driver died between the adapter's commit and the queue's
                 queue.drop(item.key)
@@ -319,8 +333,10 @@ class Run:
     def _conclude(self, seen: Seen) -> None:
         """Note what became of the concepts that nobody is served."""
         for concept_id, reason in quarantines(seen, self.plan).items():
-            self.outcome.failures[concept_id] = f"quarantined: {reason}"
-        self.outcome.unpublished |= unpublished(self.plan, seen)
+            if concept_id in self.wanted:
+                self.outcome.failures[concept_id] = f"quarantined: {reason}"
+        held = unpublished(self.plan, seen)
+        self.outcome.unpublished |= {concept_id: held[concept_id] for concept_id in self.wanted if concept_id in held}
 
     def _report(self) -> str:
         outcome = self.outcome

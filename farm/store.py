@@ -4,6 +4,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from farm.errors import UserError
+from farm.layout import check_layout
 from farm.local import LocalStore
 from farm.objects import NotFoundError, Reader, Store, StoreUnreachableError, check_key, where
 
@@ -19,20 +20,22 @@ __all__ = [
 ]
 
 
-def open_store(url: str, patience_seconds: float = 0) -> Store:
+def open_store(url: str, patience_seconds: float = 0, *, any_layout: bool = False) -> Store:
     """Open `file:///absolute/path`, a folder's path (relative to the working directory, `~` expanded) or `s3://`.
 
     `s3://bucket/prefix?endpoint_url=http://host:port&region=name`: all but the bucket can be left out, and
     `farm.s3` says more. A folder is made when it is missing, a bucket is not. patience_seconds: how long to wait for
     a store that goes away once it is open. Raises UserError for any other scheme, for a folder that cannot be
-    written and for a bucket that cannot be listed.
+    written, for a bucket that cannot be listed, and for a store of another version's layout, unless any_layout.
     """
     store = _opened(url)
-    if not patience_seconds:
-        return store
-    from farm.patient import PatientStore
+    if patience_seconds:
+        from farm.patient import PatientStore
 
-    return PatientStore(store, patience_seconds)
+        store = PatientStore(store, patience_seconds)
+    if not any_layout:
+        check_layout(store)
+    return store
 
 
 def _opened(url: str) -> Store:

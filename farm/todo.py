@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
 
 from farm.artifacts import find
 from farm.glance import Documents
@@ -35,6 +35,17 @@ class Todo:
         shared = ("sources", "selection", "base", "ranks")
         missing = {"stages": tuple(name for name in shared if getattr(self, name))}
         return missing | {name: getattr(self, name) for name in ("edits", "adapters", "publish")}
+
+    def of(self, concepts: Collection[str], shared: Collection[str]) -> Todo:
+        """What of it these concepts need. shared: those whose edits the base or the ranks are made of."""
+        edited = {*concepts, *(shared if self.base or self.ranks else ())}
+        return replace(
+            self,
+            comparisons=tuple(c for c in self.comparisons if c in edited),
+            edits=tuple(c for c in self.edits if c in edited),
+            adapters=tuple(c for c in self.adapters if c in concepts),
+            publish=tuple(c for c in self.publish if c in concepts),
+        )
 
     def lines(self, stages: Sequence[str]) -> list[str]:
         """What these stages would do, a line a step."""

@@ -23,7 +23,8 @@ def connected(config: ClusterConfig, base: BaseConfig | None = None) -> Iterator
     base: when given, its workers must fit on the nodes all at once.
 
     Raises:
-        UserError: the cluster does not answer or refuses the token, or cannot ever place what the stages ask for.
+        UserError: Ray does not start here, or the cluster does not answer or refuses the token, or cannot ever place
+            what the stages ask for.
     """
     import ray
     from ray.exceptions import AuthenticationError
@@ -56,6 +57,14 @@ def connected(config: ClusterConfig, base: BaseConfig | None = None) -> Iterator
         raise UserError(
             f"cluster.address: the Ray at {address} does not take this machine in; export RAY_AUTH_MODE=token and copy "
             "its head's ~/.ray/auth_token here."
+        ) from error
+    except Exception as error:  # when its own processes do not come up in time, Ray raises bare ones
+        if address:
+            raise
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise UserError(
+            f"cluster: Ray does not start on this machine ({why}): `farm doctor` looks at what it needs; where the "
+            "machine is only busy, the same command goes on later."
         ) from error
     try:
         preflight(config, base)

@@ -32,7 +32,7 @@ from farm.store import LocalStore
 from farm.verify import verify
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
-NOTES = ("runs/", "glance/")  # that a run leaves
+NOTES = ("runs/", "glance/", "farm.json")  # that a run leaves
 GRACE = NOW - timedelta(days=7)
 
 

@@ -49,7 +49,9 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_reports(root: Path) -> dict[str, bytes]:
-    return {key: data for key, data in contents(root).items() if not key.startswith(("runs/", "glance/"))}
+    """Nor what else a stage does not make: what a run read, and the mark of a store's layout."""
+    kept = ("runs/", "glance/", "farm.json")
+    return {key: data for key, data in contents(root).items() if not key.startswith(kept)}
 
 
 def lines(screen: Screen) -> list[str]:

@@ -212,7 +212,8 @@ def test_the_command(here: LocalStore, there: LocalStore, terminal: Terminal) ->
     status, out, err = terminal.farm(here.root, there.url)
     assert status == 0 and out.startswith("copied 16 artifacts and 4 concepts' versions, ")
     assert err.splitlines()[-1].startswith("sync       48/48")
-    assert contents(there.root) == finished(here), "no turn is left"
+    marked = finished(here) | {"farm.json": b'{"layout": 1}\n'}
+    assert contents(there.root) == marked, "no turn is left"
     told = json.loads(terminal.farm(here.root, there.root, "--json")[1])
     assert told == {"artifacts": 0, "concepts": 0, "files": 0, "size": 0, "there": 16, "problems": []}
 
