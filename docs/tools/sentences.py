@@ -15,7 +15,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TOLD = frozenset(
-    {"UserError", "ProblemError", "ServiceError", "ValueError", "NotFoundError", "StoreUnreachableError", "_ConflictError"}
+    {
+        "UserError",
+        "ProblemError",
+        "ServiceError",
+        "ValueError",
+        "NotFoundError",
+        "StoreUnreachableError",
+        "_ConflictError",
+    }
 )
 """Exceptions whose text reaches a user, as do those of their subclasses. A ValueError's is what is wrong with a value
 and ends in a longer sentence."""
@@ -65,7 +73,9 @@ class _Module:
                 texts = self.texts(value)
                 if not any(map(_says_something, texts)):  # all holes: what they are filled with is the sentence
                     texts = self.texts(value, expand=True)
-                yield from ((" ".join(t.split()), value.lineno) for t in texts if _OTHER not in t and _says_something(t))
+                yield from (
+                    (" ".join(t.split()), value.lineno) for t in texts if _OTHER not in t and _says_something(t)
+                )
 
     def _told_by(self, node: ast.AST) -> Iterator[ast.expr]:
         match node:

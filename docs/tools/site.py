@@ -1,5 +1,8 @@
-"""What MkDocs does beyond its plugins: files of the repository that pages link to are put beside them, and a search finds
-an error's sentence before a docstring that shares words with it."""
+"""What MkDocs does beyond its plugins.
+
+Files of the repository that pages link to are put beside them, and a search finds an error's sentence before a
+docstring that shares words with it.
+"""
 
 from __future__ import annotations
 

@@ -11,14 +11,13 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from sentences import ROOT, Sentence, literal, sentences
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 _FROM = re.compile(r"<!-- from: (.*) -->")
 _ENTRY = re.compile(r"- (`+) ?(.*?) ?\1$")
-_DEVELOPERS = "e2gan"
+_DEVELOPERS = "e2gan/"
 """Mistakes of programs that call the library: what they say is all there is to say."""
 
 
@@ -94,7 +93,7 @@ def _below(file: str, name: str) -> bool:
 def helps(sentence: Sentence) -> bool:
     """Whether it says by itself what to do, or what has to be so."""
     words = literal(sentence.text)
-    if sentence.file.split("/")[0] == _DEVELOPERS or re.search(r"\b(must|needs?|needed|should|at least|at most)\b", words):
+    if sentence.file.startswith(_DEVELOPERS) or re.search(r"\b(must|needs?|needed|should|at least|at most)\b", words):
         return True
     return any(re.search(r"[a-z]{2}", part) for part in re.split(r"[;:](?=\s)", words)[1:] if len(part.split()) > 1)
 
