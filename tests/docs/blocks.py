@@ -20,7 +20,7 @@ _ASSIGNMENT = re.compile(r"[A-Z_]+=")
 class Block:
     """A fenced block.
 
-    check: `run`; `parsed`, where its commands' options are looked at; `needs`, what is not here. why: what the mark says.
+    check: `run`; `parsed`, where its commands and options are looked at; `needs`, what is not here. why: of the mark.
     """
 
     page: str
