@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,18 +62,16 @@ def unknown(command: Any, words: Sequence[str]) -> str | None:
 
 
 def _script(path: str, *words: str) -> str | None:
-    """Options are looked for in the script and in what it is made of, since each has a parser of its own."""
+    """A job is a typer command; of a bench and an example, whose parsers are their own, options are looked for."""
     script = ROOT / path
     if not script.is_file():
         return f"no script {path}"
-    beside = [file.read_text() for file in [*script.parent.glob("*.py"), *(ROOT / "farm").glob("*.py")]]
-    known = "\n".join([script.read_text(), *beside])
-    options = [word.partition("=")[0] for word in words if word.startswith("--")]
-    return next((f"no option {o}" for o in options if f'"{o}"' not in known and f"{_name(o)}:" not in known), None)
-
-
-def _name(option: str) -> str:
-    return option.removeprefix("--").replace("-", "_")
+    if path.startswith("jobs/"):
+        job, name = typer.Typer(), re.findall(r"typer\.run\((\w+)\)", script.read_text())[-1]
+        job.command()(runpy.run_path(str(script))[name])
+        return refused(typer.main.get_command(job), words)
+    text = "".join(file.read_text() for file in script.parent.glob("*.py"))
+    return next((f"No such option: {word}" for word in words if word[:2] == "--" and f'"{word}"' not in text), None)
 
 
 def _ray() -> Any:
