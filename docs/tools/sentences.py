@@ -214,10 +214,10 @@ def _hole(value: ast.expr) -> str:
 
 
 def literal(text: str) -> str:
-    """The text without its holes."""
+    """The words of a text, without its holes."""
     outside, depth = [], 0
     for letter in text:
         depth += letter == "{"
         outside.append(letter if depth == 0 else " ")
         depth -= letter == "}"
-    return "".join(outside)
+    return " ".join("".join(outside).split())

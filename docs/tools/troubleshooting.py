@@ -65,12 +65,14 @@ def kept(sections: list[Section], said: list[Sentence]) -> list[str]:
     """Bring the sections up to what the code says; what is left for a person to do, a sentence each."""
     todo = []
     notes = {text: note for section in sections for text, note in section.notes.items() if note}
+    renamed = {literal(text): text for text in notes}  # a hole has another name, no more
     for section in sections:
         section.notes = {}
     for sentence in sorted(said, key=lambda sentence: sections.index(home(sections, sentence.file))):
         section = home(sections, sentence.file)
         if not any(sentence.text in other.notes for other in sections):
-            section.notes[sentence.text] = notes.pop(sentence.text, [])
+            before = sentence.text if sentence.text in notes else renamed.get(literal(sentence.text), "")
+            section.notes[sentence.text] = notes.pop(before, [])
             if not (section.notes[sentence.text] or helps(sentence)):
                 todo.append(
                     f"{sentence.file}:{sentence.line} says {sentence.text!r}: write below it in {PAGE.name}, "

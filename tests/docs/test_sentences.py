@@ -170,6 +170,12 @@ Of it.
         assert "- `a thing is wrong: {why}`\n  Do this\n  or that.\n" in page
         assert page.index("## Two") < page.index("- `it is late; wait`")
 
+    def test_a_note_stays_when_only_a_hole_has_another_name(self) -> None:
+        sections = read(self.PAGE)
+        renamed = Sentence("a thing is wrong: {error}", "farm/one.py", 1)
+        assert len(kept(sections, [renamed, *self.SAID[1:]])) == 1
+        assert "- `a thing is wrong: {error}`\n  Do this\n  or that.\n" in write(sections)
+
     def test_a_note_on_what_is_not_said_is_told(self) -> None:
         todo = kept(read(self.PAGE), [*self.SAID[1:]])
         assert "'a thing is wrong: {why}', which the code does not say" in todo[-1]
