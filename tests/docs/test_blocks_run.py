@@ -17,8 +17,11 @@ import pytest
 import yaml
 from blocks import PAGES, ROOT, blocks
 from programs import shims
-from stage_farm import CONCEPTS, built, copied, document_of, one_thread, plan_of
+from stage_farm import built, copied, document_of, one_thread, plan_of
 
+from farm.config import FarmConfig
+from farm.progress import Screen
+from farm.run import run
 from farm.serve.settings import Settings
 from farm.stages.adapt import adapt, publish
 
@@ -99,8 +102,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with one_thread():
         adapt(store, longer, "night")
     publish(store, longer, "night")
-    for concept in CONCEPTS:
-        publish(store, plan_of(root), concept)
+    config = FarmConfig.model_validate(document_of(root) | {"name": "demo"})
+    outcome = run(config, screen=Screen())  # publishes, makes a report
+    assert outcome.report
+    assert not outcome.failures
     return root
 
 
@@ -142,10 +147,10 @@ def checkout(tmp_path: Path, environment: Mapping[str, str], finished: Path, ser
 
 @pytest.mark.parametrize("page", dict.fromkeys(block.page for block in RUN))
 def test_the_blocks_of_a_page_run_one_after_another(page: str, checkout: Checkout) -> None:
-    run = [block for block in RUN if block.page == page]
-    if any("curl" in block.text for block in run) and not shutil.which("curl"):
+    blocks_of_it = [block for block in RUN if block.page == page]
+    if any("curl" in block.text for block in blocks_of_it) and not shutil.which("curl"):
         pytest.skip("not installed: curl (apt-get install curl)")
-    for number, block in enumerate(run):
+    for number, block in enumerate(blocks_of_it):
         text = block.text.replace(SERVICE, checkout.service)
         if block.language == "sh":
             checkout.run("bash", "-eu", "-o", "pipefail", "-c", text)
