@@ -101,9 +101,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     longer = plan_of(root, adapters__train__epochs=4)
     with one_thread():
         adapt(store, longer, "night")
-    publish(store, longer, "night")
+    for plan in (plan_of(root), longer):
+        publish(store, plan, "night")
     config = FarmConfig.model_validate(document_of(root) | {"name": "demo"})
-    outcome = run(config, screen=Screen())  # publishes, makes a report
+    outcome = run(config, screen=Screen())  # the third version, and a report
     assert outcome.report
     assert not outcome.failures
     return root
