@@ -25,11 +25,10 @@ from farm.run import run
 from farm.serve.settings import Settings
 from farm.stages.adapt import adapt, publish
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 RUN = [block for page in PAGES for block in blocks(page) if block.check == "run" and block.language in ("python", "sh")]
 SERVICE = "http://127.0.0.1:8000"
-SECONDS = 120
 # What the text around a page's Python says is there.
 GIVEN = {
     "README.md": """
@@ -65,9 +64,7 @@ class Checkout:
     service: str
 
     def run(self, *command: str) -> None:
-        done = subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=SECONDS
-        )
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
 
 
