@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 from blocks import PAGES, ROOT, Block, blocks, commands, in_text
 from command_line import FARM, problem, refused, unknown
 
@@ -15,6 +16,12 @@ def test_every_block_says_what_it_is() -> None:
     assert not odd, "write ```sh for commands, ```text for what they print"
     marked = [block.place for block in ALL if block.check != "run" and block.language not in {"python", "sh"}]
     assert not marked, "only commands are run: take the mark away"
+
+
+def test_what_is_to_be_copied_into_a_file_can_be_read() -> None:
+    found = [block for block in ALL if block.language in ("json", "yaml")]
+    assert len(found) > 3
+    assert all(isinstance(yaml.safe_load(block.text), dict) for block in found)  # JSON is YAML
 
 
 @pytest.mark.parametrize("block", SHELL, ids=lambda block: block.place)
