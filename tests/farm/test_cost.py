@@ -16,7 +16,8 @@ from terminal import Terminal
 
 from farm.artifacts import find
 from farm.config_file import load_config
-from farm.cost.predict import Work, forecast, of_stage
+from farm.cost.left import Work
+from farm.cost.predict import forecast, of_stage
 from farm.cost.probe import probe
 from farm.cost.rates import all_manifests, edit_key, kept_probe, known_rates, measured, planned_key, probe_key
 from farm.cost.reconcile import predicted, reconcile
