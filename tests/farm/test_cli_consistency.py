@@ -76,7 +76,7 @@ def test_a_flag_means_the_same_everywhere(name: str) -> None:
     for flag in ("--json", "--dry-run", "--yes", "--force", "--all"):
         assert flag not in flags or flags[flag].is_flag, flag
     for flag in flags:
-        assert re.fullmatch("-c|--[a-z]+(-[a-z]+)*", flag), flag
+        assert re.fullmatch("-[a-z]|--[a-z]+(-[a-z]+)*", flag), flag
     assert COMMANDS[name].help and COMMANDS[name].help.rstrip().endswith("."), "what it does, in a sentence"
 
 
