@@ -104,10 +104,11 @@ def main() -> int:
     sections = read(PAGE.read_text())
     before = {text: note for section in sections for text, note in section.notes.items() if note}
     todo = kept(sections, sentences())
-    after = {text for section in sections for text in section.notes}
+    after = {literal(text) for section in sections for text in section.notes}
     PAGE.write_text(write(sections))
-    for text in before.keys() - after:  # not lost: it is for a person to place
-        print(f"taken out: {text}", *before[text], sep="\n  ")
+    for text in sorted(before):
+        if literal(text) not in after:  # the note is not lost: it is for a person to place
+            print(f"taken out: {text}", *before[text], sep="\n  ")
     print("\n".join(todo) or f"{PAGE.name} has every sentence")
     return bool(todo)
 
