@@ -177,16 +177,13 @@ class Shown(_Document):
         return "\n".join(f"{key:<10} {text}" for key, text in self._lines())
 
     def _repr_html_(self) -> str:
-        from farm.report.pictures import pictures_of
+        import base64
 
-        shown = (
-            "".join(
-                f'<p><img src="{picture["uri"]}" alt="photos, the teacher\'s edits, the adapter\'s"></p>'
-                for picture in pictures_of(self.files["preview"])
-            )
-            if "preview" in self.files
-            else ""
+        preview = base64.b64encode(self.files.get("preview", b"")).decode()
+        image = (
+            f'<p><img src="data:image/webp;base64,{preview}" alt="photos, the teacher\'s edits, the adapter\'s"></p>'
         )
+        shown = image if preview else ""
         return _table([], [list(line) for line in self._lines()]) + shown
 
     def _lines(self) -> list[tuple[str, str]]:
