@@ -208,7 +208,8 @@ def _stages(facts: dict[str, Any]) -> RenderableType:
     grid.columns[2].width = 20
     for column, width in ((1, 13), (3, 9), (4, 7), (5, 14)):
         grid.columns[column].min_width = width  # that nothing moves about as numbers grow
-    grid.columns[6].no_wrap, grid.columns[6].overflow = True, "ellipsis"
+    for column in grid.columns[:6]:
+        column.no_wrap = True  # the last one gives way
     for stage in facts["stages"]:
         done, total = stage["done"] or 0, stage["total"] or 0
         if stage["state"] == "done":
@@ -216,7 +217,7 @@ def _stages(facts: dict[str, Any]) -> RenderableType:
         bar = ProgressBar(total=total or 1, completed=done, width=20) if stage["state"] in ("running", "done") else ""
         state = Text(stage["state"], STYLES[stage["state"]])
         spent = _clock(stage["seconds"]) if stage["seconds"] is not None else ""
-        grid.add_row(stage["name"], state, bar, _amount(stage), spent, _left(stage), Text(stage["text"]))
+        grid.add_row(stage["name"], state, bar, _amount(stage), spent, _left(stage), _one_line(Text(stage["text"])))
     return grid
 
 

@@ -195,6 +195,7 @@ class Watched:
                 stage.told = [*stage.told[-200:], (event.at, event.done)]
         elif event.state == "done":
             stage.state, stage.seconds, stage.text = "done", event.seconds, ""
+            stage.done = stage.total  # the last of it may not have been told
 
     def _of_concept(self, event: Event, concept: str) -> None:
         kind = {"adapter": "adapters", "publish": "published"}.get(event.stage, "edits")

@@ -143,6 +143,13 @@ def test_rates_and_devices() -> None:
     assert facts(*adapters, now=120)["adapters_per_hour"] == 120
 
 
+def test_a_stage_that_is_done_is_done_with_all(  # as the adapters', whose last one is told of by nobody
+) -> None:
+    progress = event(2, "adapter", "progress", done=11, total=12)
+    row = stage(facts(event(1, "adapter", "started"), progress, event(3, "adapter", "done", seconds=2.0)), "adapter")
+    assert (row["done"], row["total"], row["state"]) == (12, 12, "done")
+
+
 def test_silence_and_the_end() -> None:
     begun = started(concepts=1, adapters=("fog",), publish=("fog",))
     assert facts(begun, now=SILENT_SECONDS)["state"] == "running"
