@@ -206,8 +206,8 @@ def _stages(facts: dict[str, Any]) -> RenderableType:
 
     grid = Table("stage", "", "", "done", "time", "left", "", box=box.SIMPLE_HEAD, pad_edge=False)
     grid.columns[2].width = 20
-    for column, width in ((1, 13), (3, 9), (4, 7), (5, 14)):
-        grid.columns[column].min_width = width  # that nothing moves about as numbers grow
+    for place, width in ((1, 13), (3, 9), (4, 7), (5, 14)):
+        grid.columns[place].min_width = width  # that nothing moves about as numbers grow
     for column in grid.columns[:6]:
         column.no_wrap = True  # the last one gives way
     for stage in facts["stages"]:
