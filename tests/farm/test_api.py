@@ -81,15 +81,16 @@ def test_edit_and_compare(farm: Farm, tmp_path: Path) -> None:
         farm.edit(source, "sepia", version=9)
 
 
-def test_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster()
     cluster.stand_in(monkeypatch)
+    copied(root, tmp_path / "store", "sources", "selections", "edits", "quality", "bases", "ranks")
     path = write_config(tmp_path / "farm.yaml", tmp_path / "unused")
     farm = Farm(path, {"store": str(tmp_path / "store"), "adapters.train.epochs": 1})
     assert farm.config.adapters.train.epochs == 1
-    assert not farm.run(["concepts"], dry_run=True).seconds and not cluster.done
+    assert not farm.run(["adapters"], dry_run=True).seconds and not cluster.done
     outcome = farm.run(only=["night"])
-    assert not outcome.failures and list(Registry(farm.store).list()) == ["night"]
+    assert not outcome.failures and cluster.done == ["adapter night"] and list(Registry(farm.store).list()) == ["night"]
     with pytest.raises(UserError, match="did you mean night"):
         farm.run(only=["nihgt"])
     with pytest.raises(UserError, match=f"{path}: unknown key sources.sise; did you mean size"):
