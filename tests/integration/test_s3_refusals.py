@@ -147,7 +147,7 @@ def test_a_bucket_that_may_only_be_read(
     keys(*READER)
     assert terminal.document("status", "--config", config)["store"] == store.url
     told = f"The store {store.url} may not be written with these credentials (AccessDenied for "
-    assert farm("run").startswith(f"{told}runs/")
+    assert farm("run").startswith(f"{told}farm.json)")
     assert farm("gc", "--yes").startswith(f"{told}queue/turns/collection.json)")
 
 
