@@ -108,6 +108,7 @@ def client(store):
         patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         patch.setenv("RAY_max_direct_call_object_size", str(2 << 20))
         patch.setenv("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         with (
             running({"store": store.url, "keys": keys, **limits}, port=port) as url,
             httpx.Client(base_url=url, timeout=60, headers=headers) as client,
