@@ -9,7 +9,6 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -75,19 +74,32 @@ class Web:
         _keep_to_loopback()
         self._settings = settings
         self._editing = editing
+        self._ended = threading.Event()
         self._replicas = Replicas(fewest=settings.replicas, max_waiting=settings.max_waiting)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self.application()
 
     def application(self) -> FastAPI:
-        """What speaks HTTP; `app.state.close()` ends the processes that decode."""
+        """What speaks HTTP; `app.state.close()` ends its threads, and the processes that decode."""
         settings = self._settings
         keys = open_keys(None, settings.public_keys)
         published = Published(open_store(settings.store), keys, seconds=settings.watch_seconds)
         published.follow()
-        threading.Thread(target=self._listen, name="replicas", daemon=True).start()
-        return create_app(self._edit, Listing(published, settings.concepts), settings, self._replicas, self._broadcast)
+        listening = threading.Thread(target=self._listen, name="replicas", daemon=True)
+        listening.start()
+        listing = Listing(published, settings.concepts)
+        app = create_app(self._edit, listing, settings, self._replicas, self._broadcast)
+        close = app.state.close
+
+        def end() -> None:
+            self._ended.set()
+            published.close()
+            close()
+            listening.join()
+
+        app.state.close = end
+        return app
 
     async def _edit(self, wanted: Wanted, photo: Image) -> Edited:
         from ray.serve.exceptions import BackPressureError
@@ -108,7 +120,7 @@ class Web:
 
     def _listen(self) -> None:
         """Have the replicas check themselves, and hear how they are."""
-        while True:
+        while not self._ended.is_set():
             try:
                 reports = self._editing.broadcast("tell", "check").results(
                     timeout_s=_TELL_SECONDS, return_exceptions=True
@@ -120,7 +132,7 @@ class Web:
                     _log.warning("an editing replica does not edit: %s", report)
                 else:
                     self._replicas.hear(report)
-            time.sleep(_LISTEN_SECONDS)
+            self._ended.wait(_LISTEN_SECONDS)
 
 
 def build(args: dict[str, Any]) -> Application:

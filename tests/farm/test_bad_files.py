@@ -126,7 +126,8 @@ def test_an_artifact_deleted_under_a_reader(
                     self.delete(f"{path}/{name}")
             return data
 
-    monkeypatch.setattr("farm.store.open_store", lambda *_: Vanishing(store.root))
+    for opened in ("farm.store.open_store", "farm.editing.open_store"):
+        monkeypatch.setattr(opened, lambda *_: Vanishing(store.root))
     rest = [photo, tmp_path / "edited.png", "--concept", CONCEPT] if command == "edit" else [CONCEPT]
     status, out, err = terminal.farm(command, "-c", config, *rest)
     told = out + err

@@ -193,7 +193,7 @@ def test_the_interface_keeps_what_its_description_says(service: Service, monkeyp
 
     schema = schemathesis.openapi.from_asgi("/openapi.json", service.transport.app)
     operations = [result.ok() for result in schema.get_all_operations()]
-    assert len(operations) == 9
+    assert len(operations) == 11
     for operation in operations:
 
         @given(case=operation.as_strategy())
