@@ -176,8 +176,9 @@ def test_a_run_keeps_its_prediction_and_is_held_against_it(
     assert told["ratio"] == pytest.approx(told["actual"] / predicted(store)[made.path])
     (sepia,) = (row for row in document["done"]["concepts"] if row["id"] == "sepia")
     assert sepia["foretold"] == told and rows["edit"]["foretold"] is None
-    seconds = sum(row["work_seconds"] for row in rows.values())
-    assert document["done"]["total"]["money"] == pytest.approx(seconds * 36 / 3600 / 8, rel=0.6)  # one CPU of either
+    priced = plan_of(store.root, cost={"nodes": NODES}).config
+    money = sum(row["work_seconds"] * (slots_of(priced, stage).price or 0) for stage, row in rows.items())
+    assert money and document["done"]["total"]["money"] == pytest.approx(money, abs=1e-4)
     text = terminal.good("cost", "--config", path)
     assert "nothing is left to do" in text and "actual / predicted" in text and "USD" in text
     page = terminal.good("report", "--config", path, "--output", tmp_path / "page.html").strip()
