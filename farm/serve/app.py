@@ -216,7 +216,7 @@ def _serving(settings: Settings) -> Iterator[Web]:
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     # Photos of up to this many bytes go to a replica and back in the messages, not through Ray's object store.
     os.environ.setdefault("RAY_max_direct_call_object_size", str(2 << 20))
-    # Threads that wait for each other give their core away: the other processes on it need it sooner than they do.
+    # Threads that wait for each other give their core away: other processes of the service may need it sooner.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Ten times a second, as is the default, costs a twentieth of a core.
     os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
