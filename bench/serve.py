@@ -38,6 +38,7 @@ from farm.artifacts import Spec, commit
 from farm.images import encode
 from farm.registry import Registry
 from farm.serve.access import new_key
+from farm.serve.settings import Settings
 from farm.store import LocalStore
 
 KEY = new_key()
@@ -336,7 +337,7 @@ def main() -> None:
             "replicas": args.replicas,
             "keys": [{"name": "bench", "sha256": KEY[1], "admin": True}],
         }
-        with app.running(settings, port=port):
+        with app.running(Settings.of(settings), port=port):
             asyncio.run(measure(args, farm, port))
 
 

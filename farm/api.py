@@ -40,10 +40,11 @@ class Farm:
         self._overrides = list(given)
         self.config: FarmConfig = load_config(self.path, self._overrides)
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """Where everything is kept."""
-        return self._editor.store
+        with naming(self.path):
+            return open_store(self.config.store, self.config.cluster.store_patience_seconds)
 
     @property
     def concepts(self) -> list[str]:
@@ -95,8 +96,8 @@ class Farm:
         photo: a path, a file's bytes, a Pillow image or uint8 `[h, w, 3]`. version: a published one; the current one
         when None. strength: 0 to 1. side: longest side that the network works at. size: longest side of the answer.
         """
-        asked = {"version": version, "strength": strength, "side": side, "size": size}
-        return self._editor.edit(photo, concept, **asked).image  # type: ignore[arg-type]
+        edited = self._editor.edit(photo, concept, version=version, strength=strength, side=side, size=size)
+        return edited.image
 
     def compare(self, one: str, other: str, photo: Photo | None = None) -> Comparison:
         """Two published versions (`night@1`, `night@3`) or two concepts beside each other; a notebook shows it.
@@ -115,7 +116,7 @@ class Farm:
         from farm.editing import PhotoEditor
 
         with naming(self.path):
-            return PhotoEditor(self.config, open_store(self.config.store, self.config.cluster.store_patience_seconds))
+            return PhotoEditor(self.config, self.store)
 
     def _plan(self) -> Plan:
         """Made anew each time: photos and models may have changed."""
@@ -179,12 +180,11 @@ class Shown(_Document):
     def _repr_html_(self) -> str:
         import base64
 
-        preview = base64.b64encode(self.files.get("preview", b"")).decode()
-        image = (
-            f'<p><img src="data:image/webp;base64,{preview}" alt="photos, the teacher\'s edits, the adapter\'s"></p>'
-        )
-        shown = image if preview else ""
-        return _table([], [list(line) for line in self._lines()]) + shown
+        table = _table([], [list(line) for line in self._lines()])
+        if "preview" not in self.files:
+            return table
+        source = f"data:image/webp;base64,{base64.b64encode(self.files['preview']).decode()}"
+        return f'{table}<p><img src="{source}" alt="photos, the teacher\'s edits, the adapter\'s"></p>'
 
     def _lines(self) -> list[tuple[str, str]]:
         from farm.showing import lines

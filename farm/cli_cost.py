@@ -57,6 +57,7 @@ def _show_left(config: FarmConfig, left: Prediction) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from farm.cost.left import pace
     from farm.report.formats import count, duration, money
 
     console = Console()
@@ -68,7 +69,12 @@ def _show_left(config: FarmConfig, left: Prediction) -> None:
     columns += (["GPU time"] if gpus else []) + ([left.currency] if priced else [])
     table = Table(*columns, title="left to do")
     for line in left.stages:
-        row = [line.stage, count(line.artifacts), count(line.units), _pace(line.unit_seconds)]
+        row = [
+            line.stage,
+            count(line.artifacts),
+            count(line.units),
+            "—" if line.unit_seconds is None else pace(line.unit_seconds),
+        ]
         row += [duration(line.work_seconds), f"{line.slots} {line.node or ''}".strip(), duration(line.seconds)]
         row += ([duration(line.gpu_seconds)] if gpus else []) + ([money(line.money, "").strip()] if priced else [])
         table.add_row(*row)
@@ -116,7 +122,3 @@ def _show_done(done: dict[str, Any]) -> None:
     console.print(table)
     if not done["predicted"]:
         console.print("none of it was predicted: nothing had been measured when the runs began", soft_wrap=True)
-
-
-def _pace(seconds: float | None) -> str:
-    return "—" if seconds is None else f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

@@ -16,7 +16,7 @@ def report(
     config: Config,
     override: Override = None,
     output: Annotated[
-        Path | None, typer.Option("--out", "--output", "-o", help="Write it to this file as well.", show_default=False)
+        Path | None, typer.Option("--out", help="Write it to this file as well.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:

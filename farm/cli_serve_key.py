@@ -28,8 +28,8 @@ def new(
     """Make a key: the key itself is shown once, and what goes into the configuration is its hash."""
     from pydantic import ValidationError
 
-    from farm.config import ApiKey
     from farm.serve.access import new_key
+    from farm.serve.config import ApiKey
 
     key, hashed = new_key()
     try:

@@ -162,7 +162,7 @@ class Left:
     def _known(self, what: str, look: Callable[[Rates], float | None]) -> float | None:
         for rates in self._rates:
             if (seconds := look(rates)) is not None:
-                sentence = f"{what}: {_pace(seconds)} an image, from {rates.source}"
+                sentence = f"{what}: {pace(seconds)} an image, from {rates.source}"
                 if not any(said.startswith(f"{what}: ") for said in self.measured):
                     self.measured.append(sentence)
                 return seconds
@@ -181,5 +181,6 @@ def _mean(seconds: Sequence[float | None]) -> float | None:
     return fmean(known) if len(known) == len(seconds) else None
 
 
-def _pace(seconds: float) -> str:
+def pace(seconds: float) -> str:
+    """Of one image, for people."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"

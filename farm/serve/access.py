@@ -15,7 +15,7 @@ from typing import Annotated
 from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
-from farm.config import ApiKey
+from farm.serve.config import ApiKey
 from farm.serve.problems import ProblemError
 
 PREFIX = "farm_"

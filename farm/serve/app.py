@@ -165,9 +165,13 @@ def _editing(settings: Settings) -> Application:
 
 
 def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve until Ctrl-C; prints the address and an example. Arguments and errors are those of `running`."""
+    """Serve until Ctrl-C; prints the address and an example.
+
+    Raises:
+        UserError: as in `Settings.of` and `running`.
+    """
     settings = Settings.of(args)
-    with suppress(KeyboardInterrupt), running(args, host, port) as url:
+    with suppress(KeyboardInterrupt), running(settings, host, port) as url:
         listed = [*Published(open_store(settings.store), open_keys(None, settings.public_keys)).entries]
         print(f"{len(listed)} concepts at {url}/, for example:")
         key = "-H 'X-API-Key: KEY' " if settings.keys else ""
@@ -176,18 +180,17 @@ def run(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000) -> None
 
 
 @contextmanager
-def running(args: dict[str, Any], host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+def running(settings: Settings, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
     """The service on one machine, on the Ray this process is connected to or on a local one started here; its address.
 
     This process speaks HTTP itself. Serve's proxy and an ingress replica behind it, which `build` has, would be two
-    more processes on the way of every photo, and on two cores they took a fifth of them (bench/serve.py).
+    more processes on the way of every photo, with some 20 ms of processor time for each.
 
     Raises:
-        UserError: as in `Settings.of`; the address is taken; or Ray Serve runs on this Ray already.
+        UserError: the address is taken; or Ray Serve runs on this Ray already.
     """
     import uvicorn
 
-    settings = Settings.of(args)
     try:
         listening = socket.create_server((host, port))
     except OSError as error:

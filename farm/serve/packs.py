@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Iterator
@@ -152,18 +151,20 @@ def zipped(artifact: Artifact, folder: str) -> Iterator[bytes]:
     yield out.take()
 
 
-class _Taken(io.RawIOBase):
+class _Taken:
     """A file that cannot be sought in, and is taken away while it is written."""
 
     def __init__(self) -> None:
         self._written = bytearray()
 
-    def writable(self) -> bool:
-        return True
+    def write(self, data: bytes) -> int:
+        self._written += data
+        return len(data)
 
-    def write(self, data: object) -> int:
-        self._written += memoryview(data)  # type: ignore[arg-type]
-        return memoryview(data).nbytes  # type: ignore[arg-type]
+    def flush(self) -> None:
+        """There is nothing behind it."""
+
+    close = flush
 
     def take(self) -> bytes:
         taken = bytes(self._written)

@@ -7,9 +7,10 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from farm.config import FarmConfig, ServiceConfig
+from farm.config import FarmConfig
 from farm.config_file import load_config
 from farm.errors import UserError
+from farm.serve.config import ServiceConfig
 from farm.serve.listing import Described
 from farm.signing import open_keys, public_text
 from farm.store import open_store

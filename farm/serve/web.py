@@ -17,11 +17,11 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 
 from e2gan.pairs import Image
-from farm.config import ServiceConfig
 from farm.serve import openapi
 from farm.serve.access import Access
 from farm.serve.admin import Broadcast, admin_routes
 from farm.serve.browsing import browsing_routes
+from farm.serve.config import ServiceConfig
 from farm.serve.decoder import Decoders
 from farm.serve.editing import Edited, Wanted
 from farm.serve.listing import Listing

@@ -20,8 +20,8 @@ from playwright import sync_api as playwright
 from stage_farm import CONCEPTS, built, copied
 
 from farm.artifacts import MANIFEST, dump, find
-from farm.config import ApiKey
 from farm.registry import Registry
+from farm.serve.config import ApiKey
 from farm.serve.listing import Described
 from farm.serve.settings import Settings
 

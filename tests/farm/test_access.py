@@ -10,8 +10,8 @@ from in_process import PHOTO, encoded, service_of
 from terminal import Terminal
 from tiny_farm import TinyFarm
 
-from farm.config import ApiKey
 from farm.serve.access import Access, new_key
+from farm.serve.config import ApiKey
 from farm.serve.problems import ProblemError
 
 USER, ROOT, SLOW = (new_key() for _ in range(3))

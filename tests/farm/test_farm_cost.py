@@ -181,7 +181,7 @@ def test_a_run_keeps_its_prediction_and_is_held_against_it(
     assert money and document["done"]["total"]["money"] == pytest.approx(money, abs=1e-4)
     text = terminal.good("cost", "--config", path)
     assert "nothing is left to do" in text and "actual / predicted" in text and "USD" in text
-    page = terminal.good("report", "--config", path, "--output", tmp_path / "page.html").strip()
+    page = terminal.good("report", "--config", path, "--out", tmp_path / "page.html").strip()
     assert page == str(tmp_path / "page.html") and "Predicted and actual" in Path(page).read_text()
 
 

@@ -12,8 +12,8 @@ from in_process import PHOTO, Service, encoded, service_of
 from tiny_farm import SIDE, TinyFarm
 
 from e2gan.pairs import Image
-from farm.config import ServiceConfig
 from farm.serve import uploads
+from farm.serve.config import ServiceConfig
 from farm.serve.editing import Edited, Wanted
 from farm.serve.listing import Listing
 from farm.serve.problems import BusyError, ProblemError

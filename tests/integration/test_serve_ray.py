@@ -31,6 +31,7 @@ from farm.serve.app import running
 from farm.serve.bank import Bank
 from farm.serve.engines import Merging
 from farm.serve.published import Published
+from farm.serve.settings import Settings
 from farm.store import LocalStore
 
 pytestmark = [
@@ -110,7 +111,7 @@ def client(store):
         patch.setenv("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         with (
-            running({"store": store.url, "keys": keys, **limits}, port=port) as url,
+            running(Settings.of({"store": store.url, "keys": keys, **limits}), port=port) as url,
             httpx.Client(base_url=url, timeout=60, headers=headers) as client,
         ):
             yield client
@@ -197,5 +198,5 @@ def test_only_this_machine_can_connect(client):
 
 def test_serve_is_not_started_twice(client, store):
     for port, sentence in ((client.base_url.port, "choose another port"), (free_port(), "runs already")):
-        with pytest.raises(UserError, match=sentence), running({"store": store.url}, port=port):
+        with pytest.raises(UserError, match=sentence), running(Settings.of({"store": store.url}), port=port):
             pass
