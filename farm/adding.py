@@ -10,13 +10,14 @@ from typing import Any
 import yaml
 
 from farm.artifacts import find
-from farm.catalogue import PACKAGED, Concept, load_catalogue, near, repeats
+from farm.catalogue import PACKAGED, Concept, load_catalogue, repeats
 from farm.catalogue_file import Entry, appended, inserted, text_of
 from farm.config import FarmConfig
 from farm.config_file import check_catalogue
 from farm.editors.procedural import ProceduralSettings
 from farm.errors import UserError
 from farm.plan import make_plan
+from farm.spelling import near
 from farm.store import Store
 from farm.yaml_line import flow
 

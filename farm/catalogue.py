@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from farm.editors import EditorSettings
 from farm.editors.base import Prompt
 from farm.errors import UserError
-from farm.spelling import near as near
+from farm.spelling import near
 from farm.wording import Wording, plain
 
 PACKAGED = {name: Path(__file__).with_name("concepts") / f"{name}.yaml" for name in ("ffhq", "scenery")}

@@ -17,6 +17,7 @@ import typer
 from farm.cli_watch import LOOK_SECONDS, RunId
 from farm.errors import UserError
 from farm.options import Config, Override, load_config, naming
+from farm.spelling import near
 
 if TYPE_CHECKING:
     from farm.config import FarmConfig
@@ -65,8 +66,6 @@ def _check(concept: str, config: FarmConfig, told: Iterable[str]) -> None:
     known = {each.id for each in config.catalogue}.union(told)
     if concept not in known:
         place = f"in the catalogue of {config.name} or in its runs"
-        from farm.catalogue import near
-
         raise UserError(f"farm logs: there is no {concept!r} {place}; {near(concept, known)}")
 
 

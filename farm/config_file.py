@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from farm.catalogue import Slug, base_concepts, check_concepts, find_concept, load_catalogue, near
+from farm.catalogue import Slug, base_concepts, check_concepts, find_concept, load_catalogue
 from farm.config import CONFIG_VERSION, FarmConfig
 from farm.editors import KINDS
 from farm.errors import UserError
+from farm.spelling import near
 
 
 class _Excerpt(BaseModel):

@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from farm.artifacts import DOCUMENT_BYTES
-from farm.catalogue import near
 from farm.errors import IntegrityError, UserError
 from farm.objects import is_key
+from farm.spelling import near
 from farm.store import NotFoundError, Reader, Store, where
 from farm.threads import in_threads
 

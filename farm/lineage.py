@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from farm.artifacts import Artifact, Manifest
-from farm.catalogue import near
 from farm.errors import UserError
 from farm.graph import Graph, read_graph
 from farm.registry import Registry, Release
+from farm.spelling import near
 from farm.store import Store
 
 FEWEST_DIGITS = 6

@@ -16,11 +16,12 @@ from typing import Any
 
 import PIL.Image
 
-from farm.catalogue import PACKAGED, load_catalogue, near, slug
+from farm.catalogue import PACKAGED, load_catalogue, slug
 from farm.editors import KINDS
 from farm.editors.procedural import style_names
 from farm.errors import UserError
 from farm.sources import SourcesConfig, list_photos
+from farm.spelling import near
 from farm.yaml_line import flow
 
 FILTERS = "filters"

@@ -44,17 +44,6 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def config(root: Path, tmp_path: Path) -> Path:
-    """The finished farm's configuration."""
-    return write_config(tmp_path / "farm.yaml", root)
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(monkeypatch, capsys)
-
-
 def photo(path: Path, width: int = 96, height: int = 64) -> Path:
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     PIL.Image.fromarray(noise).save(path)

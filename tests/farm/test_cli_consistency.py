@@ -124,11 +124,6 @@ def test_an_interrupt_anywhere_is_status_130(
     assert terminal.farm("status", "-c", config)[0] == terminal.farm("show", "sepia", "-c", config)[0] == 130
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(monkeypatch, capsys)
-
-
 # Completion
 
 

@@ -17,12 +17,6 @@ from farm.layout import MARK, check_layout, layout_of, mark_layout, migrate
 from farm.store import LocalStore, Store, open_store
 from farm.todo import make_todo
 
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Terminal:
-    return Terminal(monkeypatch, capsys)
-
-
 # The store's layout
 
 

@@ -24,11 +24,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def config(root: Path, tmp_path: Path) -> Path:
-    return write_config(tmp_path / "farm.yaml", root)
-
-
-@pytest.fixture
 def plan(root: Path) -> Plan:
     return plan_of(root)
 

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stage_farm import document_of
 from stores import SPAWN, StoreContract, fresh
-from terminal import Terminal
 from wire import wire_to
 
 from farm import s3_client
@@ -33,11 +32,6 @@ pytestmark = pytest.mark.server
 @pytest.fixture
 def store(moto_bucket):
     return fresh(moto_bucket)
-
-
-@pytest.fixture
-def terminal(monkeypatch, capsys):
-    return Terminal(monkeypatch, capsys)
 
 
 @pytest.fixture

@@ -36,11 +36,6 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def config(root: Path, tmp_path: Path) -> Path:
-    return write_config(tmp_path / "farm.yaml", root)
-
-
-@pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Terminal:
     monkeypatch.chdir(tmp_path)
     return Terminal(monkeypatch, capsys)
