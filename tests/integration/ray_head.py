@@ -16,18 +16,11 @@ from pathlib import Path
 
 import httpx
 import psutil
+from ports import free_ports
 from ray.job_submission import JobSubmissionClient
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
-
-
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    sockets = [socket.create_server((host, 0)) for _ in range(count)]
-    ports = [listening.getsockname()[1] for listening in sockets]
-    for listening in sockets:
-        listening.close()
-    return ports
 
 
 @dataclass(frozen=True)
@@ -47,6 +40,14 @@ class Head:
         headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
         return httpx.get(f"{self.url}/api/jobs/", headers=headers, timeout=30).status_code
 
+    def has_node(self) -> bool:
+        """Whether the head's own node is up, to which jobs are handed."""
+        headers = {"Authorization": f"Bearer {self.token_file.read_text()}"}
+        answer = httpx.get(f"{self.url}/nodes?view=summary", headers=headers, timeout=30)
+        return answer.status_code == 200 and any(
+            node["raylet"].get("state") == "ALIVE" for node in answer.json()["data"]["summary"]
+        )
+
     def submit(self, name: str, job: str, config: Path) -> subprocess.Popen[str]:
         command = [RAY, "job", "submit", f"--address={self.url}", f"--submission-id={name}", f"--working-dir={ROOT}"]
         command += ["--", sys.executable, f"jobs/{job}.py", "--config", config]
@@ -57,6 +58,7 @@ class Head:
     def ended(self, name: str, submitted: subprocess.Popen[str]) -> tuple[int | None, str]:
         """The exit status of the job's driver, and what it printed; the command fails if and only if the driver did."""
         printed, _ = submitted.communicate()
+        assert f"Job '{name}'" in printed, printed  # not even submitted
         client = JobSubmissionClient(self.url, headers={"Authorization": f"Bearer {self.token_file.read_text()}"})
         status = client.get_job_info(name).driver_exit_code
         assert submitted.returncode == min(status or 0, 1), printed
@@ -88,7 +90,7 @@ def ray_head(home: Path) -> Iterator[Head]:
     running = Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", environment)
     with started(command, logs, environment) as head:
         deadline = time.monotonic() + 300
-        while not _listens(dashboard) or running.answer(running.token_file.read_text()) != 200:
+        while not _listens(dashboard) or not running.has_node():
             assert head.poll() is None and time.monotonic() < deadline, (logs / "started").read_text()
             time.sleep(0.2)
         yield running

@@ -10,7 +10,6 @@ import contextlib
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ports import free_port
 
 PROGRAMS = ("setpriv", "ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 ACCESS_KEY, SECRET_KEY = "FARMTESTSACCESSKEY00", "farm-tests-secret-key-of-nobody"
@@ -61,12 +62,6 @@ rgw max listing results = {page}
 def missing() -> list[str]:
     """The programs that are not installed."""
     return [program for program in PROGRAMS if shutil.which(program) is None]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-    return port
 
 
 @dataclass

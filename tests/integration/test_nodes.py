@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
-from ray_head import RAY, free_ports, started
+from ports import free_ports
+from ray_head import RAY, started
 from stage_farm import plan_of
 
 from farm.artifacts import find
@@ -92,7 +93,7 @@ def head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str,
         monkeypatch.setenv(name, value)
     keep_token_private(make=True)
     logs = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))  # short: Ray's sockets lie in it, and Linux allows 107 bytes
-    port, *others = free_ports(6, host="")
+    port, *others = free_ports(6)
     names = ("ray-client-server-port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port")
     names = (*names, "runtime-env-agent-port")
     gcs = f"{ray.util.get_node_ip_address()}:{port}"

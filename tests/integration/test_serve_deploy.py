@@ -10,7 +10,8 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from ray_head import RAY, ROOT, free_ports, ray_head
+from ports import free_port
+from ray_head import RAY, ROOT, ray_head
 from tiny_farm import TinyFarm
 
 from farm.images import encode
@@ -27,8 +28,7 @@ def test_serve_yaml_is_deployed_and_edits(tmp_path: Path) -> None:
     entry = farm.publish("ink", seed=2)
     key, hashed = new_key()
     document = yaml.safe_load((ROOT / "serve.yaml").read_text())
-    (port,) = free_ports(1)
-    document["http_options"]["port"] = port
+    document["http_options"]["port"] = port = free_port()
     (application,) = document["applications"]
     application["args"] |= {"store": farm.store.url, "max_side": 64, "keys": [{"name": "user", "sha256": hashed}]}
     application["runtime_env"] = {"env_vars": {"PYTHONPATH": str(ROOT)}}

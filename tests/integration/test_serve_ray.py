@@ -17,6 +17,7 @@ import PIL.Image
 import pytest
 import safetensors.torch
 import torch
+from ports import free_port
 
 from e2gan.config import GeneratorConfig
 from e2gan.lora import crucial_layers, new_adapter
@@ -71,11 +72,6 @@ def publish(store, concept, *, seed):
 
 def expected(store, concept):
     return Bank(Published(store), Merging, byte_budget=1).get(concept).edit(PHOTO)
-
-
-def free_port():  # ray_head's would import ray too early for test_only_this_machine_can_connect
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
 
 
 def until(condition):
