@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from e2gan.config import AdapterConfig, GeneratorConfig, TrainConfig
 from farm.catalogue import Concept, Slug, find_concept
@@ -234,9 +235,18 @@ class SigningConfig(_Section):
 
 class TrackingConfig(_Section):
     """Where else a run's curves go (docs/watching.md). tensorboard: event files of the base and of each adapter under
-    `runs/<id>/tensorboard/`."""
+    `runs/<id>/tensorboard/`. mlflow: address of an MLflow tracking server, which is told of each training that is
+    done; needs the extra `mlflow`."""
 
     tensorboard: bool = True
+    mlflow: str | None = None
+
+    @field_validator("mlflow")
+    @classmethod
+    def _without_password(cls, address: str | None) -> str | None:
+        if address and urlsplit(address).password:
+            raise ValueError("takes no password; export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead")
+        return address
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from farm.artifacts import Manifest, find, verify
 from farm.boards import put_adapter
 from farm.errors import UserError
 from farm.gate import judgement
+from farm.mlflow_runs import Tracker
 from farm.plan import Plan
 from farm.registry import Entry, Registry
 from farm.signing import NOBODY, Keys
@@ -48,13 +49,15 @@ def unpublished(plan: Plan, seen: Seen) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Publisher:
-    """Publishes what a run has made and tells of it. board: where it leaves the curves of what it has trained."""
+    """Publishes what a run has made and tells of it. board: where it leaves the curves of what it has trained.
+    tracker: who else is told of it."""
 
     store: Store
     plan: Plan
     keys: Keys
     tell: Callable[..., None]
     board: str | None
+    tracker: Tracker | None
 
     def trained(self, concept_id: str) -> None:
         """An adapter is there that was not when the run began."""
@@ -62,6 +65,8 @@ class Publisher:
         if self.board and adapter:
             put_adapter(self.store, f"{self.board}/adapters/{concept_id}", adapter.summary)
         self.publish(concept_id)
+        if self.tracker and adapter:
+            self.tracker.trained(concept_id, adapter)
 
     def publish(self, concept_id: str) -> None:
         """Publish the concept's adapter if it is due and good enough."""

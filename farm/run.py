@@ -17,6 +17,7 @@ from farm.garbage import size_of
 from farm.glance import Documents, kept_at
 from farm.journal import Journal, Line
 from farm.layout import mark_layout
+from farm.mlflow_runs import Tracker
 from farm.plan import make_plan
 from farm.progress import Screen
 from farm.publishing import Publisher, unpublished
@@ -93,6 +94,7 @@ class Run:
         self.outcome = Outcome(new_run_id())
         self._ray = ExitStack()
         self._connected = False
+        self._tracker: Tracker | None = None
 
     @cached_property
     def _documents(self) -> Documents:
@@ -121,6 +123,8 @@ class Run:
             if self._documents.news > KEEP_AGAIN:
                 self._documents.keep()
             return self.outcome
+        if address := self.config.tracking.mlflow:
+            self._tracker = Tracker(address, self.config.name, self.outcome.run_id, self._journal.note)
         if "adapters" in stages:
             self.keys.need_private()  # better known now than when the first adapter is to be published
         mark_layout(self.store)
@@ -249,6 +253,8 @@ class Run:
             with self._stage("base", self.plan.base) as line:
                 board = f"{self._board}/base" if self._board else None
                 cluster.pretrain_base(self.store, self.plan, line, self.stop, board)
+            if self._tracker and (base := find(self.store, self.plan.base.path)):
+                self._tracker.trained("base", base)
 
     def _represent(self) -> None:
         from farm.stages.represent import choose_base
@@ -282,7 +288,7 @@ class Run:
         for concept_id in todo.edits:
             self.outcome.failures.setdefault(concept_id, "it has no edits: run jobs/build_concepts.py first")
 
-        publisher = Publisher(self.store, self.plan, self.keys, self._journal.tell, self._board)
+        publisher = Publisher(self.store, self.plan, self.keys, self._journal.tell, self._board, self._tracker)
         if ready:
             self._connect()
             from farm import cluster

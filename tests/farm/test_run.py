@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from mlflow import MlflowClient
 from rich.console import Console
 from stage_farm import CONCEPTS, Cluster, contents, copied, document_of, one_thread, plan_of
 
@@ -105,8 +106,10 @@ def test_a_whole_run_equals_its_stages_called_one_by_one(
 ) -> None:
     cluster = Cluster()
     cluster.stand_in(monkeypatch)
-    outcome = run(config_of(tmp_path), screen=said)
-    store = LocalStore(tmp_path)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = (tmp_path / "mlruns").as_uri()
+    outcome = run(config_of(tmp_path / "store", tracking={"mlflow": mlflow}), screen=said)
+    store = LocalStore(tmp_path / "store")
     assert not outcome.failures and not outcome.unpublished
     assert list(outcome.seconds) == ["sources", "selection", "edits", "base", "ranks", "adapter"]
     assert outcome.built == 6
@@ -127,6 +130,13 @@ def test_a_whole_run_equals_its_stages_called_one_by_one(
     adapters = [e["state"] for e in told if e["stage"] == "adapter" and "concept" in e]
     assert adapters == ["started", "done"] * len(CONCEPTS)
     assert (told[-1]["stage"], told[-1]["state"], told[-1]["failures"]) == ("run", "done", {})
+
+    client = MlflowClient(tracking_uri=mlflow)
+    [experiment] = [found for found in client.search_experiments() if found.name == plan.config.name]
+    tracked = {found.info.run_name: found for found in client.search_runs([experiment.experiment_id])}
+    assert tracked.keys() == {"base", *CONCEPTS}
+    assert all(found.data.tags["farm.run"] == outcome.run_id for found in tracked.values())
+    assert tracked["night"].data.params["digest"] == plan.adapter("night").digest
 
 
 def test_a_finished_farm_does_nothing_and_does_not_start_ray(
