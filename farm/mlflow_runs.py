@@ -18,6 +18,7 @@ _DEFAULTS = {
     # Its own patience is many minutes, in which nothing would be published.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is the result's alone
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 
