@@ -99,6 +99,7 @@ class Ceph:
     def start(self) -> None:
         fsid = str(uuid.uuid4())
         port = free_port()
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.settings.write_text(SETTINGS.format(fsid=fsid, port=port, folder=self.folder, page=self.page))
         for name in ("mon", "osd"):
             (self.folder / name).mkdir()
