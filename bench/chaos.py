@@ -20,6 +20,7 @@ from pathlib import Path
 
 from machine import machine, sayer
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "integration"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "farm"))  # before this file's folder: it has a chaos too
 from chaos import Draw, calm_run, chaos_run, draw
 from ray_nodes import cluster_in
