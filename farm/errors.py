@@ -14,3 +14,8 @@ class StoreError(UserError):
 
 class IntegrityError(UserError):
     """The store holds something else than was put there; the sentence says what, where, and what to do."""
+
+
+def brief(error: Exception, most: int = 200) -> str:
+    """Another library's error inside of a sentence: its first line, without the final full stop."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:most]

@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 from PIL import ImageCms
 
-from farm.errors import UserError
+from farm.errors import UserError, brief
 
 if TYPE_CHECKING:
     from e2gan.pairs import Image
@@ -91,7 +91,7 @@ def decode_layers(
         except PIL.Image.DecompressionBombError as error:
             raise ImageSizeError(f"{what}: more than {too_many}; scale it down.") from error
         except Exception as error:  # decoders raise anything on hostile data
-            raise ImageError(f"{what}: the image file is damaged ({_brief(error)}).") from error
+            raise ImageError(f"{what}: the image file is damaged ({brief(error, 120)}).") from error
         width, height = image.size
         if width * height > max_pixels:
             raise ImageSizeError(f"{what}: {width} x {height} is more than {too_many}; scale it down.")
@@ -104,7 +104,7 @@ def decode_layers(
                 width, height = height, width
             colours, alpha = _to_srgb(image if turn is None else image.transpose(turn))
         except Exception as error:  # as above
-            raise ImageError(f"{what}: the image file is damaged ({_brief(error)}).") from error
+            raise ImageError(f"{what}: the image file is damaged ({brief(error, 120)}).") from error
         return Layers(colours=colours, alpha=alpha, size=(width, height))
 
 
@@ -194,7 +194,3 @@ def _through_profile(colours: PIL.Image.Image, profile: bytes) -> PIL.Image.Imag
         return colours.convert("RGB")
     assert converted is not None
     return converted
-
-
-def _brief(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:120]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from farm.errors import UserError
+from farm.errors import UserError, brief
 
 if TYPE_CHECKING:
     from farm.artifacts import Manifest
@@ -50,7 +50,7 @@ class Tracker:
             self._experiment: str = found.experiment_id if found else self._client.create_experiment(farm)
         except Exception as error:  # of MLflow, requests, urllib3 or a database, as the address may be
             raise UserError(
-                f"tracking.mlflow: the server at {uri} takes nothing ({_first_line(error)}); start it, mend the "
+                f"tracking.mlflow: the server at {uri} takes nothing ({brief(error)}); start it, mend the "
                 "address, or take the key out."
             ) from error
 
@@ -63,7 +63,7 @@ class Tracker:
         except Exception as error:
             self._gone = True
             self._note(
-                f"tracking.mlflow: the server at {self._uri} is gone ({_first_line(error)}): this run tells it no more"
+                f"tracking.mlflow: the server at {self._uri} is gone ({brief(error)}): this run tells it no more"
             )
 
     def _log(self, name: str, manifest: Manifest) -> None:
@@ -99,7 +99,3 @@ def _leaves(tree: Mapping[str, Any], between: str) -> Iterator[tuple[str, Any]]:
                 yield f"{name}{between}{inner}", leaf
         else:
             yield name, value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from farm.editors.base import Failed, Prompt
 from farm.editors.weights import file_sha256
-from farm.errors import UserError
+from farm.errors import UserError, brief
 
 if TYPE_CHECKING:
     from e2gan.pairs import Image
@@ -67,7 +67,7 @@ class OnnxEditor:
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
-            raise self._refusal(path, f"is not an ONNX model that can be loaded ({_brief(error)})") from error
+            raise self._refusal(path, f"is not an ONNX model that can be loaded ({brief(error)})") from error
         self._path = path
         self._batch_size = settings.batch_size
         self._input, self._fixed_batch, self._fixed_size = self._check_input()
@@ -110,7 +110,7 @@ class OnnxEditor:
         try:
             output = self._session.run([self._output], {self._input: batch})[0]
         except Exception as error:  # as above
-            problem = f"failed on images of {height} x {width} ({_brief(error)})"
+            problem = f"failed on images of {height} x {width} ({brief(error)})"
             raise self._refusal(self._path, problem) from error
         if output.shape != batch.shape or output.dtype != np.float32:
             raise self._refusal(
@@ -168,8 +168,3 @@ def _model_file(settings: OnnxSettings) -> Path:
 def _threads_of_environment() -> int:
     value = os.environ.get("OMP_NUM_THREADS", "")
     return int(value) if value.isdigit() else 0
-
-
-def _brief(error: Exception) -> str:
-    """An ONNX Runtime message's first line without the final full stop."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from farm.errors import UserError
+from farm.errors import UserError, brief
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -203,7 +203,7 @@ def _fetch(model: str, revision: str | None, variant: str | None, key: str) -> P
 
 
 def _unreachable(model: str, error: Exception, key: str) -> UserError:
-    problem = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+    problem = brief(error)
     return UserError(
         f"{key}: {model} cannot be fetched ({problem}); check the id, the network and, for a gated model, that you are "
         "logged in (`hf auth login`)."
